@@ -1,0 +1,42 @@
+"""The errors that Penchant raises on purpose; each is also the matching built-in.
+
+A message says what was given, what is allowed and what to do, in one line. The command line
+prints it and exits with `exit_code`: 2 for what the user can mend before a run, 1 for a run
+that failed.
+"""
+
+
+class PenchantError(Exception):
+    """Root of the tree; catch it to catch all of ours."""
+
+    exit_code = 2
+
+
+class RecipeError(PenchantError, ValueError):
+    """A key, value or combination of keys that cannot be run."""
+
+
+class DataError(PenchantError, ValueError):
+    """Rows that cannot be used: wrong layout, missing columns, nothing left."""
+
+
+class MissingFileError(PenchantError, FileNotFoundError):
+    """A file or folder that was named and is not there."""
+
+
+class ObjectiveError(PenchantError, ValueError):
+    """A field of an objective or weighting that is unknown, missing or out of range."""
+
+
+class ModelError(PenchantError, ValueError):
+    """A model, tokenizer or adapter that cannot be loaded or does not fit."""
+
+
+class MissingExtraError(PenchantError, ImportError):
+    """An optional library that is not installed; the message names the extra that brings it."""
+
+
+class NonFiniteLossError(PenchantError, FloatingPointError):
+    """The loss became NaN or infinite; the message names the rows."""
+
+    exit_code = 1

@@ -1,0 +1,269 @@
+"""The nouns: what a preference is called at each stage of its way, and the shape legend.
+
+    source row -> Comparison -> TokenTree -> TokenLogps -> PairLogps -> ObjectiveOutput
+
+Shape legend (a suffix letter on a name is its shape)
+    P   pairs (chosen, rejected) of one call
+    R   responses, in the order of their trees
+    T   scored response tokens, flat; response after response, no padding
+Units
+    log-probabilities are natural logarithms [nats]; lengths are token counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from penchant.errors import ObjectiveError
+
+Message = Mapping[str, Any]
+"""One turn: `role`, `content`, and what else the chat template reads (`tool_calls`, ...)."""
+
+Text = str | tuple[Message, ...]
+"""A plain string, or messages that a chat template renders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A prompt, its responses, and what is known of them: one usable source row."""
+
+    row_id: str
+    """Unique within its source and stable: `<source>:<row number from 1>`."""
+    prompt: Text
+    responses: tuple[Text, ...]
+    scores: tuple[float, ...] | None = None
+    """Quality per response in the source's units; NaN where a response has none."""
+    labels: tuple[bool, ...] | None = None
+    """Thumbs up or down per response."""
+    pairs: tuple[tuple[int, int], ...] | None = None
+    """(chosen, rejected) as indices of `responses`; None where scores decide later."""
+    soft_labels: tuple[float, ...] | None = None
+    """Per pair: the probability that chosen is the better one, where somebody says so."""
+    prompt_id: str | None = None
+    source: str = ""
+    """Name of the data set."""
+    format: str = ""
+    """Name of the format it was read as."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template gets besides messages: `tools`, `chat_template_kwargs`."""
+
+
+@dataclass(frozen=True)
+class PairMarks:
+    """Which response tokens of a pair differ between its two sides; one flag per token."""
+
+    chosen: tuple[bool, ...]
+    rejected: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTree:
+    """A tokenised comparison: the prompt is the trunk, each response a branch."""
+
+    row_id: str
+    prompt_ids: tuple[int, ...]
+    """At least one token: what predicts the first response token."""
+    response_ids: tuple[tuple[int, ...], ...]
+    response_masks: tuple[tuple[bool, ...], ...]
+    """Per response token: is it scored?"""
+    pairs_P2: tuple[tuple[int, int], ...] = ()
+    """(chosen, rejected) as indices of `response_ids`."""
+    scores_R: tuple[float, ...] | None = None
+    soft_labels_P: tuple[float, ...] | None = None
+    marks: tuple[PairMarks, ...] | None = None
+    """Per pair, where a token weighting asked for them."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt once and of every response."""
+        return len(self.prompt_ids) + sum(map(len, self.response_ids))
+
+
+@dataclass(frozen=True)
+class TokenLogps:
+    """A log-probability per scored response token: what an engine returns."""
+
+    values_T: Float[Tensor, " tokens"]
+    """[nats] tree after tree, response after response, in the order given."""
+    lengths_R: Int[Tensor, " responses"]
+    """Scored tokens of each response."""
+
+    def per_response(self) -> list[Tensor]:
+        """One 1-D tensor per response."""
+        return list(torch.split(self.values_T, self.lengths_R.tolist()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseLogps:
+    """One side (chosen or rejected) of P pairs."""
+
+    total_P: Float[Tensor, " pairs"]
+    """Log-probability of each response, summed over its scored tokens [nats]."""
+    length_P: Int[Tensor, " pairs"] | None = None
+    """Scored tokens of each response."""
+    logp_T: Float[Tensor, " tokens"] | None = None
+    """The summands, flat, where they are known."""
+    pair_T: Int[Tensor, " tokens"] | None = None
+    """Which pair each summand belongs to."""
+    mark_T: Bool[Tensor, " tokens"] | None = None
+    """Whether the token differs from the other side's response."""
+
+    @classmethod
+    def from_tokens(
+        cls, logps: Sequence[Tensor], marks: Sequence[Tensor] | None = None
+    ) -> ResponseLogps:
+        """From one 1-D tensor per pair [nats], unpadded; marks have the same lengths.
+
+        Raises ObjectiveError where a mark's length is not its response's.
+        """
+        lengths = [len(logp_T) for logp_T in logps]
+        if marks is not None and [len(mark_T) for mark_T in marks] != lengths:
+            given = [len(mark_T) for mark_T in marks]
+            raise ObjectiveError(
+                f"marks have lengths {given}, log-probabilities {lengths}; one mark per token"
+            )
+        values_T = torch.cat(list(logps)) if logps else torch.zeros(0)
+        length_P = torch.tensor(lengths, dtype=torch.long, device=values_T.device)
+        pair_T = torch.repeat_interleave(
+            torch.arange(len(lengths), device=values_T.device), length_P
+        )
+        mark_T = None
+        if marks is not None:
+            mark_T = torch.cat([torch.as_tensor(m) for m in marks]) if marks else torch.zeros(0)
+            mark_T = mark_T.to(device=values_T.device, dtype=torch.bool)
+        total_P = values_T.new_zeros(len(lengths)).index_add(0, pair_T, values_T)
+        return cls(
+            total_P=total_P, length_P=length_P, logp_T=values_T, pair_T=pair_T, mark_T=mark_T
+        )
+
+    def weighted(self, weight_T: Float[Tensor, " tokens"]) -> ResponseLogps:
+        """The same side with totals of `weight * logp`; tokens and lengths stay as they were."""
+        if self.logp_T is None or self.pair_T is None:
+            raise ObjectiveError(
+                "token weights need log-probabilities per token, but only totals were given; "
+                "build PairLogps with from_tokens"
+            )
+        total_P = torch.zeros_like(self.total_P).index_add(0, self.pair_T, weight_T * self.logp_T)
+        return replace(self, total_P=total_P)
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Log-probabilities of chosen and rejected, pair by pair, under one model."""
+
+    chosen: ResponseLogps
+    rejected: ResponseLogps
+
+    @classmethod
+    def from_totals(
+        cls,
+        chosen_P: Tensor,
+        rejected_P: Tensor,
+        *,
+        chosen_lengths_P: Tensor | None = None,
+        rejected_lengths_P: Tensor | None = None,
+    ) -> PairLogps:
+        """From summed log-probabilities [nats], one per pair; lengths are token counts.
+
+        Raises ObjectiveError where the shapes differ.
+        """
+        given = [chosen_P, rejected_P, chosen_lengths_P, rejected_lengths_P]
+        shapes = {tuple(t.shape) for t in given if t is not None}
+        if len(shapes) != 1 or chosen_P.ndim != 1:
+            raise ObjectiveError(f"expected 1-D tensors of one length, got shapes {sorted(shapes)}")
+        return cls(
+            ResponseLogps(total_P=chosen_P, length_P=chosen_lengths_P),
+            ResponseLogps(total_P=rejected_P, length_P=rejected_lengths_P),
+        )
+
+    @classmethod
+    def from_tokens(
+        cls,
+        *,
+        chosen: Sequence[Tensor],
+        rejected: Sequence[Tensor],
+        chosen_marks: Sequence[Tensor] | None = None,
+        rejected_marks: Sequence[Tensor] | None = None,
+    ) -> PairLogps:
+        """From log-probabilities per response token: a list with one 1-D tensor per pair, unpadded.
+
+        Raises ObjectiveError where the two lists differ in length or marks do not fit.
+        """
+        if len(chosen) != len(rejected):
+            raise ObjectiveError(f"{len(chosen)} chosen but {len(rejected)} rejected responses")
+        return cls(
+            ResponseLogps.from_tokens(chosen, chosen_marks),
+            ResponseLogps.from_tokens(rejected, rejected_marks),
+        )
+
+    @property
+    def margin_P(self) -> Tensor:
+        """log p(chosen) - log p(rejected) [nats]."""
+        return self.chosen.total_P - self.rejected.total_P
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.chosen.total_P)
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """What an objective says of each pair."""
+
+    loss_P: Float[Tensor, " pairs"]
+    """To be averaged over the pairs of a step."""
+    chosen_reward_P: Float[Tensor, " pairs"]
+    """Implicit reward, detached."""
+    rejected_reward_P: Float[Tensor, " pairs"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which values a numeric field may take; written into its annotation."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_included: bool = True
+    high_included: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        above = value >= self.low if self.low_included else value > self.low
+        below = value <= self.high if self.high_included else value < self.high
+        return above and below and math.isfinite(value)
+
+    def __str__(self) -> str:
+        brackets = "[" if self.low_included else "(", "]" if self.high_included else ")"
+        if self.high == math.inf:
+            return f"{'>=' if self.low_included else '>'} {self.low:g}"
+        return f"in {brackets[0]}{self.low:g}, {self.high:g}{brackets[1]}"
+
+
+Positive = Annotated[float, Range(low=0, low_included=False)]
+NonNegative = Annotated[float, Range(low=0)]
+SmoothingFraction = Annotated[float, Range(low=0, high=0.5, high_included=False)]
+
+
+def check_fields(config: Any) -> None:
+    """Holds the fields of a frozen dataclass against their annotations.
+
+    Raises ObjectiveError: names the field, what was given and what is allowed.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for f in fields(config):
+        hint, value = hints[f.name], getattr(config, f.name)
+        base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if base is float and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ObjectiveError(f"{f.name} must be a number, got {value!r}")
+        for allowed in getattr(hint, "__metadata__", ()):
+            if isinstance(allowed, Range) and value not in allowed:
+                raise ObjectiveError(f"{f.name} must be {allowed}, got {value!r}")
+        if get_origin(base) is Literal and value not in get_args(base):
+            choices = ", ".join(map(repr, get_args(base)))
+            raise ObjectiveError(f"{f.name} must be one of {choices}, got {value!r}")
