@@ -1,0 +1,130 @@
+"""What a recipe says of data: `data.*`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class DatasetConfig(BaseModel):
+    """One source of rows; written short as its path."""
+
+    model_config = _STRICT
+
+    path: str = Field(min_length=1)
+    """File, folder or hub id (`id:config:split`)."""
+    name: str | None = None
+    """What the data set is called in reports; default: from its path."""
+    fraction: float | None = Field(None, gt=0, le=1)
+    """Take this part of its rows, drawn by the seed."""
+    rows: int | None = Field(None, ge=1)
+    """Take so many of its rows, drawn by the seed."""
+    config: str | None = None
+    """Configuration of a hub data set."""
+    split: str | None = None
+    """Split of a hub data set or of a saved folder; default: train, in data.eval test."""
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        if self.fraction is not None and self.rows is not None:
+            raise ValueError(f"fraction {self.fraction} and rows {self.rows} given; give one")
+        return self
+
+    @property
+    def place(self) -> tuple[str, str | None, str | None]:
+        """Equal for two sources that hold the same rows."""
+        path = os.path.realpath(self.path) if os.path.exists(self.path) else self.path
+        return path, self.config, self.split
+
+
+class SoftLabelConfig(BaseModel):
+    """A table of soft labels by prompt id; written short as its path."""
+
+    model_config = _STRICT
+
+    path: str = Field(min_length=1)
+    """JSON or JSONL with `prompt_id` and `p_chosen`."""
+    below_half: Literal["keep", "swap", "rescale"] = "keep"
+    """What becomes of p < 0.5: kept, pair swapped with 1 - p, or p rescaled to [0.5, 1]."""
+
+
+class DataConfig(BaseModel):
+    """What is read, how it becomes pairs, and how pairs become tokens: `data`."""
+
+    model_config = _STRICT
+
+    train: tuple[DatasetConfig, ...] = Field(strict=False, min_length=1)
+    """File, folder, hub id (`id:config:split`), or a list; each may be {path, fraction, ...}."""
+    eval: tuple[DatasetConfig, ...] = Field((), strict=False)
+    """The same, for evaluation."""
+    eval_fraction: float | None = Field(None, gt=0, lt=1)
+    """Instead of data.eval: hold out this part of the training prompts."""
+    format: str = Field("auto", min_length=1)
+    """Name of the source format; auto recognises it by its columns."""
+    pairing: Literal["best-vs-worst", "best-vs-rest", "all"] = "best-vs-worst"
+    """How N scored responses become pairs."""
+    min_score_gap: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Leave out pairs whose scores differ by less."""
+    ties: Literal["keep", "drop"] = "keep"
+    """What happens to pairs with equal scores."""
+    negative_gap: Literal["keep", "swap", "drop"] = "keep"
+    """What happens to pairs whose chosen has the lower score."""
+    max_pairs_per_prompt: int | None = Field(None, ge=1)
+    """At most so many pairs of one prompt."""
+    score_transform: Literal["raw", "clip", "log", "rank", "zscore"] = "raw"
+    """Applied to the scores of each data set before the objective sees them."""
+    soft_labels: SoftLabelConfig | None = None
+    """A file with the probability that chosen is better, by prompt id."""
+    max_length: int = Field(1024, ge=2)
+    """Tokens of prompt and response together."""
+    max_prompt_length: int | None = Field(None, ge=1)
+    """Used only when the whole is too long; default: half of max_length."""
+    truncate_prompt: Literal["keep_end", "keep_start"] = "keep_end"
+    """Which end of a prompt that is too long is kept."""
+    overlong: Literal["cut", "drop", "stop"] = "cut"
+    """What happens to a row longer than max_length."""
+    strict: bool = False
+    """Whether any row set aside stops the run."""
+    chat_template: str | None = None
+    """A shipped template (chatml, alpaca, ...) or a Jinja file; default: the tokenizer's."""
+    decontaminate: tuple[str, ...] = Field((), strict=False)
+    """Files of evaluation prompts; training rows that contain one are left out."""
+
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _sources(cls, given: Any) -> Any:
+        if given is None:
+            return ()
+        listed = given if isinstance(given, (list, tuple)) else [given]
+        return tuple({"path": one} if isinstance(one, str) else one for one in listed)
+
+    @field_validator("soft_labels", mode="before")
+    @classmethod
+    def _soft_label_path(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str) else given
+
+    @field_validator("decontaminate", mode="before")
+    @classmethod
+    def _one_file_is_a_list(cls, given: Any) -> Any:
+        if given is None:
+            return ()
+        return (given,) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.max_prompt_length is not None and self.max_prompt_length > self.max_length:
+            raise ValueError(
+                f"max_prompt_length {self.max_prompt_length} is above "
+                f"max_length {self.max_length}; lower it or leave it out"
+            )
+        if self.eval and self.eval_fraction is not None:
+            raise ValueError("eval and eval_fraction are both given; give one")
+        same = {one.place for one in self.train} & {one.place for one in self.eval}
+        if same:
+            path = min(place[0] for place in same)
+            raise ValueError(f"eval is also the train file ({path}); give other rows")
+        return self
