@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+_Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
 
 class AdapterConfig(BaseModel):
@@ -20,9 +22,7 @@ class AdapterConfig(BaseModel):
     """Scale: the adapter's output is multiplied by alpha / r."""
     dropout: float = Field(0.05, ge=0, lt=1)
     """Dropout on the adapter's input; active in training."""
-    targets: Literal["all-linear"] | tuple[str, ...] = Field(
-        "all-linear", strict=False, min_length=1
-    )
+    targets: Literal["all-linear"] | _Names = "all-linear"
     """Layers that get an adapter: all-linear (all but the head) or a list of their names."""
 
     @field_validator("targets", mode="before")
