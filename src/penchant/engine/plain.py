@@ -1,0 +1,105 @@
+"""The plain path: each response a padded row of its own through the model's ordinary forward.
+
+Slow and simple on purpose. It is the oracle that every faster layout is tested against, and the
+fallback for models that cannot share a prompt.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from penchant.errors import ModelError
+from penchant.types import TokenLogps, TokenTree
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """Prompt + response rows, padded on the right; R rows of up to L tokens."""
+
+    ids_RL: Tensor
+    attention_RL: Tensor
+    scored_RL: Tensor
+    """True where the token at that place is a scored response token."""
+    last_R: Tensor
+    """Place of each row's last token."""
+    first_scored: int
+    """The smallest place of a scored token over all rows."""
+
+
+def lay_out(trees: Sequence[TokenTree], device: torch.device) -> PaddedRows:
+    """One row per response, tree after tree; padding is masked, so its id does not matter."""
+    rows, scored = [], []
+    for tree in trees:
+        for ids, mask in zip(tree.response_ids, tree.response_masks, strict=True):
+            rows.append([*tree.prompt_ids, *ids])
+            scored.append([False] * len(tree.prompt_ids) + list(mask))
+    length = max(map(len, rows))
+    ids_RL = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    scored_RL = torch.tensor([mask + [False] * (length - len(mask)) for mask in scored])
+    last_R = torch.tensor([len(row) - 1 for row in rows])
+    attention_RL = (torch.arange(length) <= last_R[:, None]).long()
+    places = scored_RL.any(0).nonzero()
+    first = int(places[0]) if len(places) else length - 1
+    return PaddedRows(
+        ids_RL.to(device), attention_RL.to(device), scored_RL.to(device), last_R.to(device), first
+    )
+
+
+def token_logps(model: Any, trees: Sequence[TokenTree]) -> TokenLogps:
+    """Log-probability of every scored response token [nats], float32 log-softmax.
+
+    Differentiable. values_T is in the order of trees, responses, tokens.
+    """
+    rows = lay_out(trees, _device(model))
+    # Logits at place t predict the token at t + 1; those before the first scored token are unused.
+    num_kept = rows.ids_RL.shape[1] - rows.first_scored + 1
+    kwargs = {"logits_to_keep": num_kept} if _takes_logits_to_keep(model) else {}
+    output = model(
+        input_ids=rows.ids_RL, attention_mask=rows.attention_RL, use_cache=False, **kwargs
+    )
+    start = rows.first_scored
+    scored = rows.scored_RL[:, start:]
+    logits_TV = output.logits[:, -num_kept:-1][scored]
+    dtype = torch.promote_types(logits_TV.dtype, torch.float32)
+    values_T = -F.cross_entropy(
+        logits_TV.to(dtype), rows.ids_RL[:, start:][scored], reduction="none"
+    )
+    return TokenLogps(values_T, rows.scored_RL.sum(1))
+
+
+def response_scores(model: Any, trees: Sequence[TokenTree]) -> Tensor:
+    """One score per response: the reward head at its last token, found from the layout.
+
+    Raises ModelError where the model has no scalar head named `score`.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = getattr(inner, "score", None)
+    if head is None:
+        raise ModelError(
+            f"{type(inner).__name__} has no head named `score`; load a reward model with "
+            "AutoModelForSequenceClassification(num_labels=1)"
+        )
+    rows = lay_out(trees, _device(model))
+    backbone = getattr(inner, inner.base_model_prefix)
+    hidden_RLH = backbone(
+        input_ids=rows.ids_RL, attention_mask=rows.attention_RL, use_cache=False
+    ).last_hidden_state
+    pooled_RH = hidden_RLH[torch.arange(len(rows.last_R), device=rows.last_R.device), rows.last_R]
+    return head(pooled_RH).squeeze(-1)
+
+
+def _device(model: Any) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _takes_logits_to_keep(model: Any) -> bool:
+    inner = getattr(model, "module", model)
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    return "logits_to_keep" in inspect.signature(type(inner).forward).parameters

@@ -1,0 +1,172 @@
+"""Loads causal language models and tokenizers through the ordinary Hugging Face calls.
+
+Hub ids, revisions, offline mode and tokens work as users know them; a failure becomes one line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from penchant.errors import MissingExtraError, ModelError
+
+ADAPTER_FILE = "adapter_config.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def load_tokenizer(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id. Raises ModelError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"no tokenizer could be loaded from {path!r}: {_first(error)}") from error
+
+
+def compute_dtype(path: str, asked: str, **hub: Any) -> torch.dtype:
+    """The dtype to compute in: the one asked for; for "auto" the checkpoint's.
+
+    float16 checkpoints compute in bfloat16, which needs no loss scaling.
+    """
+    if asked != "auto":
+        return DTYPES[asked]
+    stored = load_config(path, **hub).dtype
+    if stored in (torch.bfloat16, torch.float16):
+        return torch.bfloat16
+    return torch.float32 if stored is None else stored
+
+
+def load_config(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The model's config; of an adapter folder, its base model's. Raises ModelError."""
+    try:
+        if is_adapter(path):
+            from peft import PeftConfig
+
+            path = PeftConfig.from_pretrained(path).base_model_name_or_path or path
+        return AutoConfig.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"no model could be loaded from {path!r}: {_first(error)}") from error
+
+
+def load_causal_lm(
+    path: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    quantization: str | None = None,
+    trainable: bool = True,
+) -> PreTrainedModel:
+    """A causal language model with dropout off; an adapter folder comes as a PEFT model.
+
+    Args:
+        path: folder or hub id of a model, or folder of a PEFT adapter (its base loads with it).
+        dtype: of the stored weights.
+        quantization: None, "4bit" (nf4) or "8bit"; CUDA with bitsandbytes.
+        trainable: whether a loaded adapter goes on training.
+    Raises:
+        ModelError: nothing loadable there.
+    """
+    if is_adapter(path):
+        from peft import PeftConfig, PeftModel
+
+        base_path = PeftConfig.from_pretrained(path).base_model_name_or_path
+        if not base_path:
+            raise ModelError(f"the adapter in {path!r} does not name its base model")
+        base = load_causal_lm(
+            base_path,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            quantization=quantization,
+        )
+        return PeftModel.from_pretrained(base, path, is_trainable=trainable)
+    kwargs: dict[str, Any] = {}
+    if quantization is not None:
+        kwargs["quantization_config"] = _quantization_config(quantization, dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **kwargs
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"no model could be loaded from {path!r}: {_first(error)}") from error
+    silence_dropout(model)
+    return model
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a folder holds a PEFT adapter rather than a model."""
+    return (Path(path) / ADAPTER_FILE).is_file()
+
+
+def check_fit(config: Any, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Raises ModelError where the tokenizer makes ids that the model has no embedding for."""
+    rows = config.get_text_config().vocab_size
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= rows:
+        raise ModelError(
+            f"the tokenizer has ids up to {highest}, but the model {path!r} has {rows} embeddings; "
+            "use the tokenizer that the model was trained with, or resize the embeddings first"
+        )
+
+
+def silence_dropout(model: nn.Module) -> None:
+    """Turns every dropout of the model off; adapters added later keep theirs.
+
+    A config is put back to its own values when the model is saved (`save.py`).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    config = model.config
+    silenced = {
+        name: value
+        for name, value in config.to_dict().items()
+        if isinstance(value, float) and value > 0 and ("dropout" in name or name.endswith("pdrop"))
+    }
+    for name in silenced:
+        setattr(config, name, 0.0)
+    model.silenced_dropout = silenced
+
+
+def _quantization_config(kind: str, dtype: torch.dtype) -> Any:
+    if not torch.cuda.is_available():
+        raise ModelError(f"model.quantization={kind} needs a CUDA device; there is none here")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            "model.quantization needs bitsandbytes: pip install 'penchant[quantization]'"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _first(error: Exception) -> str:
+    """The first line of a library's message; the rest is advice about its own options."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

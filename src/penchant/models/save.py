@@ -1,0 +1,54 @@
+"""Writes a model and its tokenizer in Hugging Face layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+
+def save_model(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Model (or adapter), tokenizer and chat template, loadable by plain transformers and PEFT.
+
+    Args:
+        dtype: of the weights on disk; default as they are in memory.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    is_adapter = hasattr(model, "peft_config")
+    with _own_dropout(model):
+        state = None
+        if dtype is not None and not is_adapter:
+            state = {
+                name: value.to(dtype) if value.is_floating_point() else value
+                for name, value in model.state_dict().items()
+            }
+            model.config.dtype = dtype
+        model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+    if is_adapter:
+        # PEFT writes a card with blanks to fill in; ours is written with the run.
+        (folder / "README.md").unlink(missing_ok=True)
+
+
+@contextmanager
+def _own_dropout(model: Any) -> Iterator[None]:
+    """Dropout is off while we train; what the model's config says of it stays its own."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    silenced = getattr(base, "silenced_dropout", {})
+    for name, value in silenced.items():
+        setattr(base.config, name, value)
+    try:
+        yield
+    finally:
+        for name in silenced:
+            setattr(base.config, name, 0.0)
