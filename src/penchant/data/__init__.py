@@ -1,1 +1,34 @@
-"""."""
+"""From source rows to token trees: formats, token rules, pairing, planning, the report.
+
+`load(path)` reads comparisons, `build_trees(comparisons, tokenizer)` makes what an engine runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PLACES = {
+    "load": "comparisons",
+    "Comparisons": "comparisons",
+    "split": "comparisons",
+    "same_rows": "comparisons",
+    "tree": "build",
+    "build_trees": "build",
+    "report": "build",
+    "DataReport": "report",
+    "chat_template": "render",
+    "plan_steps": "pack",
+    "plan_micro_batches": "pack",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the file behind a name on first use: `data.config` alone must not import torch."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'penchant.data' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_PLACES)

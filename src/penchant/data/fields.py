@@ -1,0 +1,140 @@
+"""Single fields of a row: text, messages and scores, checked; shared by all formats."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from penchant.data.rows import RowError
+from penchant.types import Message, Text
+
+Messages = tuple[Message, ...]
+
+_SCORE_NAMES = {
+    "chosen": ("score_chosen", "chosen_rating", "chosen-rating", "chosen_score"),
+    "rejected": ("score_rejected", "rejected_rating", "rejected-rating", "rejected_score"),
+}
+
+
+def column(row: Mapping[str, Any], *names: str) -> Any:
+    """The first of these columns that the row has; raises RowError `missing_column`."""
+    for name in names:
+        if row.get(name) is not None:
+            return row[name]
+    raise RowError("missing_column", f"no {' or '.join(names)}")
+
+
+def checked_string(value: Any, name: str) -> str:
+    """A string that UTF-8 can hold; raises RowError `wrong_type` or `bad_text`."""
+    if not isinstance(value, str):
+        raise RowError("wrong_type", f"{name} is {type(value).__name__}, not text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowError("bad_text", f"{name} holds half of a surrogate pair") from None
+    return value
+
+
+def text(value: Any, name: str) -> Text:
+    """A string, or a list of messages; raises RowError for anything else."""
+    if isinstance(value, Mapping):
+        value = [value]
+    return messages(value, name) if isinstance(value, (list, tuple)) else checked_string(value, name)
+
+
+def messages(value: Any, name: str) -> Messages:
+    """Turns with `role` and `content`; keys that hold None (Parquet's padding) are left out."""
+    if not isinstance(value, (list, tuple)):
+        raise RowError("wrong_type", f"{name} is {type(value).__name__}, not a list of messages")
+    return tuple(_message(turn, name) for turn in value)
+
+
+def _message(turn: Any, name: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise RowError("wrong_type", f"{name} holds {type(turn).__name__}, not messages")
+    role = checked_string(turn.get("role"), f"a role of {name}")
+    kept = {str(key): value for key, value in turn.items() if value is not None}
+    content = kept.get("content")
+    if isinstance(content, (list, tuple)):
+        content = _joined_parts(content, name)
+    if content is None and not kept.get("tool_calls"):
+        raise RowError("wrong_type", f"a turn of {name} has no content")
+    kept["content"] = "" if content is None else checked_string(content, f"content of {name}")
+    return {**kept, "role": role}
+
+
+def _joined_parts(parts: Sequence[Any], name: str) -> str:
+    """Text of a content given in parts, as vision templates write it."""
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
+    if len(texts) != len(parts) or not all(isinstance(part, str) for part in texts):
+        raise RowError("wrong_type", f"content of {name} has parts that are not text")
+    return "".join(texts)  # type: ignore[arg-type]
+
+
+def is_empty(response: Text) -> bool:
+    """Nothing but whitespace, and no tool call."""
+    if isinstance(response, str):
+        return not response.strip()
+    return not any(turn["content"].strip() or turn.get("tool_calls") for turn in response)
+
+
+def plain_text(value: Text) -> str:
+    """The words of a text, for excerpts and comparisons; not what a model sees."""
+    return value if isinstance(value, str) else "\n".join(turn["content"] for turn in value)
+
+
+def score(value: Any, name: str) -> float:
+    """A number; several ratings become their mean; None becomes NaN.
+
+    Raises RowError `wrong_type`.
+    """
+    if value is None:
+        return math.nan
+    if isinstance(value, (list, tuple)):
+        ratings = [score(rating, name) for rating in value]
+        return sum(ratings) / len(ratings) if ratings else math.nan
+    if isinstance(value, str) and not value.strip():
+        return math.nan
+    try:
+        if isinstance(value, (bool, int, float, str)):
+            return float(value)
+    except (ValueError, OverflowError):
+        pass
+    raise RowError("wrong_type", f"{name} is {str(value)[:40]!r}, not a number")
+
+
+def pair_scores(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Scores of chosen and rejected under any of their names; None where no column has them."""
+    present = {
+        side: next((name for name in names if name in row), None)
+        for side, names in _SCORE_NAMES.items()
+    }
+    if not any(present.values()):
+        return None
+    chosen, rejected = (
+        score(row[name], name) if name is not None else math.nan for name in present.values()
+    )
+    return chosen, rejected
+
+
+def prompt_id(row: Mapping[str, Any]) -> str | None:
+    """`prompt_id` as a string."""
+    value = row.get("prompt_id")
+    return None if value is None else str(value)
+
+
+def template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chat template gets besides messages: `tools` and `chat_template_kwargs`."""
+    tools, extra = row.get("tools"), row.get("chat_template_kwargs")
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+    except ValueError:
+        raise RowError("wrong_type", "tools is text but not JSON") from None
+    if tools and not isinstance(tools, list):
+        raise RowError("wrong_type", f"tools is {type(tools).__name__}, not a list")
+    if extra and not isinstance(extra, Mapping):
+        raise RowError("wrong_type", "chat_template_kwargs is not a mapping")
+    kwargs = {str(key): value for key, value in (extra or {}).items() if value is not None}
+    return {**kwargs, "tools": tools} if tools else kwargs

@@ -1,0 +1,55 @@
+"""orca pairs: system, question, chosen (or chatgpt), rejected (or llama2-13b-chat).
+
+Read as messages, so that the model's chat template applies; `orca-plain` joins the strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from penchant.data import fields
+from penchant.data.rows import RowError
+from penchant.types import Comparison
+
+NAME = "orca"
+
+CHOSEN = ("chosen", "chatgpt")
+REJECTED = ("rejected", "llama2-13b-chat")
+
+
+def matches(columns: frozenset[str], row: Mapping[str, Any]) -> bool:
+    """question in place of a prompt, and one spelling of each side."""
+    sides = columns.intersection(CHOSEN) and columns.intersection(REJECTED)
+    return bool(sides) and "question" in columns and "prompt" not in columns
+
+
+def parts(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """system (may be empty), question, chosen, rejected; raises RowError."""
+    given = row.get("system")
+    system = "" if given is None else fields.checked_string(given, "system")
+    question = fields.checked_string(fields.column(row, "question"), "question")
+    chosen = fields.checked_string(fields.column(row, *CHOSEN), "chosen")
+    rejected = fields.checked_string(fields.column(row, *REJECTED), "rejected")
+    if fields.is_empty(chosen) or fields.is_empty(rejected):
+        raise RowError("empty_response", "chosen or rejected holds no text")
+    if chosen == rejected:
+        raise RowError("chosen_equals_rejected", "the two responses are the same")
+    return system, question, chosen, rejected
+
+
+def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
+    """One pair of assistant turns; an empty system text makes no system turn."""
+    system, question, chosen, rejected = parts(row)
+    asked = {"role": "user", "content": question}
+    first = ({"role": "system", "content": system},) if system.strip() else ()
+    return Comparison(
+        row_id=row_id,
+        prompt=(*first, asked),
+        responses=tuple(({"role": "assistant", "content": side},) for side in (chosen, rejected)),
+        scores=fields.pair_scores(row),
+        pairs=((0, 1),),
+        prompt_id=fields.prompt_id(row),
+        source=source,
+        format=NAME,
+    )

@@ -1,0 +1,97 @@
+"""prompt, chosen, rejected: strings or messages; the usual layout of preference data.
+
+The prompt may be missing, or repeated at the start of chosen and rejected: the branch starts at
+the first message in which the two differ. Without a prompt two strings are split at the last
+whitespace before their first difference; the whitespace stays with the responses.
+"""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Mapping
+from typing import Any
+
+from penchant.data import fields
+from penchant.data.rows import RowError
+from penchant.types import Comparison, Text
+
+NAME = "preference"
+
+
+def matches(columns: frozenset[str], row: Mapping[str, Any]) -> bool:
+    """chosen and rejected; a `question` in place of the prompt is orca's."""
+    return {"chosen", "rejected"} <= columns and ("prompt" in columns or "question" not in columns)
+
+
+def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
+    """One pair; its scores, where the row has any, in any of their spellings."""
+    chosen = fields.text(fields.column(row, "chosen"), "chosen")
+    rejected = fields.text(fields.column(row, "rejected"), "rejected")
+    given = row.get("prompt")
+    prompt = None if given is None else fields.text(given, "prompt")
+    if prompt is not None and not isinstance(prompt, str):
+        # Beside messages, a bare response is the assistant's turn.
+        chosen, rejected = as_turn(chosen), as_turn(rejected)
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise RowError("wrong_type", "one of chosen and rejected is text, the other messages")
+    if fields.is_empty(chosen) or fields.is_empty(rejected):
+        raise RowError("empty_response", "chosen or rejected holds no text")
+    if chosen == rejected:
+        raise RowError("chosen_equals_rejected", "the two responses are the same")
+    prompt, chosen, rejected = split(prompt, chosen, rejected)
+    return Comparison(
+        row_id=row_id,
+        prompt=prompt,
+        responses=(chosen, rejected),
+        scores=fields.pair_scores(row),
+        pairs=((0, 1),),
+        prompt_id=fields.prompt_id(row),
+        source=source,
+        format=NAME,
+        template_kwargs=fields.template_kwargs(row),
+    )
+
+
+def as_turn(response: Text) -> Text:
+    """A string as the assistant's message."""
+    if isinstance(response, str):
+        return ({"role": "assistant", "content": response},)
+    return response
+
+
+def split(prompt: Text | None, chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
+    """Prompt and responses, with what both responses start with moved to the prompt."""
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if prompt is not None:
+            return prompt, chosen, rejected
+        return split_strings(chosen, rejected)
+    trunk: tuple = ()
+    if isinstance(prompt, str):
+        # The prompt as a string beside whole conversations repeats what they start with.
+        if chosen[0]["role"] == "assistant" or rejected[0]["role"] == "assistant":  # type: ignore[index]
+            trunk = ({"role": "user", "content": prompt},)
+    elif prompt is not None:
+        trunk = prompt
+        if _starts_with(chosen, trunk) and _starts_with(rejected, trunk):
+            chosen, rejected = chosen[len(trunk) :], rejected[len(trunk) :]
+    shared = 0
+    # Each side keeps at least one message.
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    return (*trunk, *chosen[:shared]), chosen[shared:], rejected[shared:]
+
+
+def _starts_with(conversation: Text, trunk: tuple) -> bool:
+    return len(conversation) > len(trunk) and conversation[: len(trunk)] == trunk
+
+
+def split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Two strings without a prompt: their common start, back to the last whitespace."""
+    common = os.path.commonprefix([chosen, rejected])
+    cut = len(common)
+    while cut and not common[cut - 1].isspace():
+        cut -= 1
+    cut = len(common[:cut].rstrip())
+    if fields.is_empty(chosen[cut:]) or fields.is_empty(rejected[cut:]):
+        raise RowError("empty_response", "one response is the start of the other")
+    return common[:cut], chosen[cut:], rejected[cut:]
