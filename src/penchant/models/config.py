@@ -18,9 +18,9 @@ class AdapterConfig(BaseModel):
 
     r: int = Field(16, ge=1)
     """Rank of the adapter's matrices."""
-    alpha: float = Field(32, gt=0)
+    alpha: float = Field(32.0, gt=0, allow_inf_nan=False)
     """Scale: the adapter's output is multiplied by alpha / r."""
-    dropout: float = Field(0.05, ge=0, lt=1)
+    dropout: float = Field(0.05, ge=0, lt=1, allow_inf_nan=False)
     """Dropout on the adapter's input; active in training."""
     targets: Literal["all-linear"] | _Names = "all-linear"
     """Layers that get an adapter: all-linear (all but the head) or a list of their names."""
@@ -40,8 +40,8 @@ class _Weights(BaseModel):
     """Folder or hub id."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format to compute in; auto is the one the checkpoint was saved in."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format to compute in; auto: as the checkpoint was saved (float16 as bfloat16)."""
     trust_remote_code: bool = False
     """Whether code that the checkpoint brings along may run."""
     quantization: Literal["4bit", "8bit"] | None = None

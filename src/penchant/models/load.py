@@ -71,14 +71,16 @@ def load_causal_lm(
     trust_remote_code: bool = False,
     quantization: str | None = None,
     trainable: bool = True,
+    dropout: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model with dropout off; an adapter folder comes as a PEFT model.
+    """A causal language model; an adapter folder comes as a PEFT model.
 
     Args:
         path: folder or hub id of a model, or folder of a PEFT adapter (its base loads with it).
         dtype: of the stored weights.
         quantization: None, "4bit" (nf4) or "8bit"; CUDA with bitsandbytes.
         trainable: whether a loaded adapter goes on training.
+        dropout: whether the model's own dropout stays on; an adapter's always does.
     Raises:
         ModelError: nothing loadable there.
     """
@@ -93,6 +95,7 @@ def load_causal_lm(
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             quantization=quantization,
+            dropout=dropout,
         )
         return PeftModel.from_pretrained(base, path, is_trainable=trainable)
     kwargs: dict[str, Any] = {}
@@ -104,7 +107,8 @@ def load_causal_lm(
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"no model could be loaded from {path!r}: {_first(error)}") from error
-    silence_dropout(model)
+    if not dropout:
+        silence_dropout(model)
     return model
 
 

@@ -43,7 +43,7 @@ class TrainingConfig(BaseModel):
         "inverse_sqrt",
     ] = "cosine"
     """Course of the learning rate after warm-up; the names are those of transformers."""
-    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    warmup_ratio: float = Field(0.1, ge=0, le=1, allow_inf_nan=False)
     """Fraction of all updates over which the learning rate rises from 0."""
     warmup_steps: int | None = Field(None, ge=0)
     """The same as a number of updates; given, it replaces warmup_ratio."""

@@ -1,0 +1,81 @@
+"""A small new model around a tokenizer: random weights, a chat template, tokens of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from penchant.errors import ModelError
+
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+PADDING_TOKEN = "<|pad|>"
+
+
+def ready_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None
+) -> PreTrainedTokenizerBase:
+    """Gives the tokenizer a chat template, the tokens that it prints and a padding token.
+
+    Args:
+        chat_template: Jinja text; None keeps the tokenizer's own.
+    """
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    printed = [token for token in CHATML_TOKENS if token in (tokenizer.chat_template or "")]
+    new = [token for token in printed if token not in tokenizer.get_vocab()]
+    if new:
+        tokenizer.add_special_tokens(
+            {"extra_special_tokens": new}, replace_extra_special_tokens=False
+        )
+    if tokenizer.eos_token is None and CHATML_TOKENS[1] in printed:
+        tokenizer.eos_token = CHATML_TOKENS[1]
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        tokenizer.add_special_tokens({"pad_token": PADDING_TOKEN})
+    return tokenizer
+
+
+def new_model(
+    tokenizer: PreTrainedTokenizerBase, architecture: str, sizes: dict[str, Any], *, seed: int
+) -> Any:
+    """A randomly initialised causal language model of a transformers architecture.
+
+    Args:
+        architecture: model type by transformers' name.
+        sizes: keys of its config, hidden_size and num_attention_heads among them; those that are
+            None are left to its default.
+    Raises:
+        ModelError: no such architecture, or a key that its config does not know.
+    """
+    try:
+        config = AutoConfig.for_model(architecture)
+    except ValueError as error:
+        raise ModelError(
+            f"architecture={architecture!r} is not a model type that transformers knows"
+        ) from error
+    special = {
+        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    values = special | {k: v for k, v in sizes.items() if v is not None}
+    known = set(config.to_dict()) | set(config.attribute_map)
+    if "head_dim" in known:
+        values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
+    if "num_key_value_heads" in known:
+        values.setdefault("num_key_value_heads", values["num_attention_heads"])
+    unknown = sorted(set(values) - known - set(special))
+    if unknown:
+        raise ModelError(f"the config of {architecture} has no key {', '.join(unknown)}")
+    try:
+        config = AutoConfig.for_model(architecture, **values)
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"no {architecture} can be made of these sizes: {error}") from error
+    ends = {tokenizer.eos_token_id, tokenizer.get_vocab().get(CHATML_TOKENS[1])} - {None}
+    model.generation_config.eos_token_id = sorted(ends)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model

@@ -1,0 +1,174 @@
+"""The loop: epochs, updates, evaluations, checkpoints. What an update is stands in `step.py`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from penchant.data.pack import plan_steps
+from penchant.errors import NonFiniteLossError
+from penchant.train import checkpoint as checkpoints
+from penchant.train.checkpoint import Progress
+from penchant.train.config import TrainingConfig
+from penchant.train.metrics import MetricsFile, Totals
+from penchant.train.pairs import num_pairs
+from penchant.train.progress import ProgressLine
+from penchant.train.step import Step
+from penchant.types import TokenTree
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One update: which trees, and where in the epochs it lies."""
+
+    trees: tuple[int, ...]
+    epoch: float
+    """Epochs done after this update."""
+    ends_epoch: bool
+
+
+def plan_run(trees: Sequence[TokenTree], config: TrainingConfig) -> list[PlannedStep]:
+    """Every update of a run, in order: a pure function of the data's sizes and the recipe."""
+    sizes = [num_pairs(tree) for tree in trees]
+    wanted = math.inf if config.max_steps is not None else config.num_train_epochs
+    planned: list[PlannedStep] = []
+    epoch = 0
+    while epoch < wanted:
+        steps = plan_steps(sizes, config.batch_size, config.seed, epoch)
+        kept = min(len(steps), math.ceil(len(steps) * min(1.0, wanted - epoch) - 1e-9))
+        for place, step in enumerate(steps[:kept], start=1):
+            done = epoch + place / len(steps)
+            planned.append(PlannedStep(tuple(step), done, place == len(steps)))
+        epoch += 1
+        if config.max_steps is not None and len(planned) >= config.max_steps:
+            return planned[: config.max_steps]
+    return planned
+
+
+@final
+@dataclass
+class Loop:
+    """Runs the planned updates; everything it needs is given to it."""
+
+    step: Step
+    optimizer: Any
+    scheduler: Any
+    train_trees: Sequence[TokenTree]
+    eval_trees: Sequence[TokenTree]
+    planned: Sequence[PlannedStep]
+    config: TrainingConfig
+    folder: Path
+    save_weights: Callable[[Path], None]
+    metrics: MetricsFile
+    report: Callable[[dict[str, float], int], None] = lambda row, step: None
+    """Hands a row to the trackers."""
+    progress: Progress = field(default_factory=Progress)
+
+    def run(self) -> None:
+        """From where `progress` stands to the last planned update.
+
+        Raises NonFiniteLossError, which names the rows; the checkpoints written before stay.
+        """
+        if self.progress.step == 0:
+            self._evaluate(epoch=0.0)
+        rest = self.planned[self.progress.step :]
+        with ProgressLine("train", len(self.planned), "step") as line:
+            line.advance(self.progress.step)
+            for planned in rest:
+                row = self._update(planned)
+                line.advance(
+                    tokens=self._num_tokens(planned),
+                    metrics={"loss": row["loss"]} | _accuracy(row),
+                )
+                self._after(planned)
+
+    def _update(self, planned: PlannedStep) -> dict[str, float]:
+        trees = [self.train_trees[i] for i in planned.trees]
+        self.step.engine.model.train()
+        totals = self.step.train(trees)
+        grad_norm = self._clip()
+        self._check_finite(totals, grad_norm)
+        row = totals.means() | {"grad_norm": grad_norm}
+        row["learning_rate"] = self.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        self.progress.step += 1
+        self.progress.num_tokens += self._num_tokens(planned)
+        row["num_tokens"] = self.progress.num_tokens
+        row = {"step": self.progress.step, "epoch": round(planned.epoch, 6)} | row
+        last = self.progress.step == len(self.planned)
+        if self.progress.step % self.config.logging_steps == 0 or last:
+            self.metrics.write(row)
+            self.report(row, self.progress.step)
+        return row
+
+    def _after(self, planned: PlannedStep) -> None:
+        """Evaluation and checkpoint, where one is due."""
+        last = self.progress.step == len(self.planned)
+        improved = False
+        if last or self._due(self.config.eval_steps, planned):
+            improved = self._evaluate(planned.epoch)
+        if last or improved or self._due(self.config.save_steps, planned):
+            self._save()
+
+    def _due(self, every: int | None, planned: PlannedStep) -> bool:
+        return planned.ends_epoch if every is None else self.progress.step % every == 0
+
+    def _evaluate(self, epoch: float) -> bool:
+        """Writes an `eval_` row; True where it is the best so far and that one is kept."""
+        if not self.eval_trees:
+            return False
+        model = self.step.engine.model
+        model.eval()
+        means = self.step.evaluate(self.eval_trees).means()
+        row = {"step": self.progress.step, "epoch": round(epoch, 6)}
+        row |= {f"eval_{name}": value for name, value in means.items()}
+        self.metrics.write(row)
+        self.report(row, self.progress.step)
+        best = self.progress.best_loss
+        loss = means["loss"]
+        if self.progress.step == 0 or (best is not None and not loss < best):
+            return False
+        self.progress.best_loss, self.progress.best_step = loss, self.progress.step
+        return self.config.keep_best
+
+    def _save(self) -> None:
+        checkpoints.save_checkpoint(
+            self.folder,
+            self.progress,
+            save_weights=self.save_weights,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+        )
+        keep = self.progress.best_step if self.config.keep_best else None
+        checkpoints.prune(self.folder, self.config.save_total_limit, keep=keep)
+
+    def _clip(self) -> float:
+        parameters = [p for p in self.step.engine.model.parameters() if p.grad is not None]
+        limit = self.config.max_grad_norm or math.inf
+        return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+
+    def _check_finite(self, totals: Totals, grad_norm: float) -> None:
+        step = self.progress.step + 1
+        if totals.non_finite_rows:
+            rows = ", ".join(sorted(set(totals.non_finite_rows))[:5])
+            raise NonFiniteLossError(f"the loss of step {step} is not finite; rows: {rows}")
+        if not math.isfinite(grad_norm):
+            raise NonFiniteLossError(
+                f"the gradient of step {step} is not finite although its loss is; "
+                "a lower training.learning_rate or model.dtype=float32 usually helps"
+            )
+
+    def _num_tokens(self, planned: PlannedStep) -> int:
+        return sum(self.train_trees[i].num_tokens for i in planned.trees)
+
+
+def _accuracy(row: dict[str, float]) -> dict[str, float]:
+    name = "rewards/accuracies"
+    return {"accuracy": row[name]} if name in row else {}

@@ -1,0 +1,113 @@
+"""From log-probabilities per response to log-probabilities per pair.
+
+Sums are taken in float64: a response of a thousand tokens sums to thousands of nats, of which the
+difference to the reference is what counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from penchant.types import PairLogps, ResponseLogps, TokenLogps, TokenTree
+
+
+@dataclass(frozen=True)
+class PairIndex:
+    """Where the pairs of some trees lie among their responses, flat over the trees."""
+
+    chosen_P: tuple[int, ...]
+    rejected_P: tuple[int, ...]
+    """Empty where the objective looks at chosen responses only."""
+    tree_P: tuple[int, ...]
+    """The tree (its place in the list) of each pair."""
+
+
+def index_pairs(trees: Sequence[TokenTree]) -> PairIndex:
+    """The pairs of the trees; responses of a tree without pairs count as chosen ones."""
+    chosen, rejected, owner = [], [], []
+    offset = 0
+    for place, tree in enumerate(trees):
+        for c, r in tree.pairs_P2:
+            chosen.append(offset + c)
+            rejected.append(offset + r)
+            owner.append(place)
+        if not tree.pairs_P2:
+            chosen.extend(range(offset, offset + len(tree.response_ids)))
+            owner.extend([place] * len(tree.response_ids))
+        offset += len(tree.response_ids)
+    return PairIndex(tuple(chosen), tuple(rejected), tuple(owner))
+
+
+def pair_logps(trees: Sequence[TokenTree], logps: TokenLogps) -> PairLogps:
+    """Picks the two sides of every pair, with their marks where the trees carry some."""
+    index = index_pairs(trees)
+    responses = TokenLogps(logps.values_T.double(), logps.lengths_R).per_response()
+    chosen_marks, rejected_marks = _marks(trees, logps.values_T.device)
+    chosen = ResponseLogps.from_tokens([responses[i] for i in index.chosen_P], chosen_marks)
+    if not index.rejected_P:
+        return PairLogps(chosen, None)
+    return PairLogps(
+        chosen, ResponseLogps.from_tokens([responses[i] for i in index.rejected_P], rejected_marks)
+    )
+
+
+def num_pairs(tree: TokenTree) -> int:
+    """Pairs of a tree; of one without pairs, its responses."""
+    return len(tree.pairs_P2) or len(tree.response_ids)
+
+
+def chosen_tokens(tree: TokenTree) -> int:
+    """Scored tokens of the chosen side, summed over the tree's pairs."""
+    chosen = [c for c, _ in tree.pairs_P2] or range(len(tree.response_masks))
+    return sum(sum(tree.response_masks[c]) for c in chosen)
+
+
+def chosen_only(tree: TokenTree) -> TokenTree:
+    """The tree of its chosen responses alone, one per pair, for objectives that need no more."""
+    if not tree.pairs_P2:
+        return tree
+    kept = [c for c, _ in tree.pairs_P2]
+    return replace(
+        tree,
+        response_ids=tuple(tree.response_ids[c] for c in kept),
+        response_masks=tuple(tree.response_masks[c] for c in kept),
+        pairs_P2=(),
+        scores_R=None,
+        soft_labels_P=None,
+        marks=None,
+    )
+
+
+def scores(trees: Sequence[TokenTree], names: frozenset[str]) -> dict[str, Tensor]:
+    """The score arguments that an objective declares, one value per pair, float64."""
+    columns: dict[str, list[float]] = {}
+    if {"score_chosen_P", "score_rejected_P"} <= names and all(t.scores_R for t in trees):
+        both = [(t.scores_R[c], t.scores_R[r]) for t in trees for c, r in t.pairs_P2]
+        columns["score_chosen_P"] = [chosen for chosen, _ in both]
+        columns["score_rejected_P"] = [rejected for _, rejected in both]
+    if "soft_label_P" in names and all(t.soft_labels_P for t in trees):
+        columns["soft_label_P"] = [p for t in trees for p in t.soft_labels_P]
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
+
+
+def _marks(
+    trees: Sequence[TokenTree], device: torch.device
+) -> tuple[list[Tensor] | None, list[Tensor] | None]:
+    """Marks of scored tokens only, as the log-probabilities are."""
+    if not trees or any(tree.marks is None for tree in trees):
+        return None, None
+    chosen, rejected = [], []
+    for tree in trees:
+        for (c, r), marks in zip(tree.pairs_P2, tree.marks, strict=True):
+            chosen.append(_scored(marks.chosen, tree.response_masks[c], device))
+            rejected.append(_scored(marks.rejected, tree.response_masks[r], device))
+    return chosen, rejected
+
+
+def _scored(marks: Sequence[bool], mask: Sequence[bool], device: torch.device) -> Tensor:
+    kept = [mark for mark, scored in zip(marks, mask, strict=True) if scored]
+    return torch.tensor(kept, dtype=torch.bool, device=device)
