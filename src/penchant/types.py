@@ -12,10 +12,9 @@ Units
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -156,10 +155,19 @@ class ResponseLogps:
 
 @dataclass(frozen=True)
 class PairLogps:
-    """Log-probabilities of chosen and rejected, pair by pair, under one model."""
+    """Log-probabilities of chosen and rejected, pair by pair, under one model.
+
+    Raises ObjectiveError where the two sides do not have one total per pair each.
+    """
 
     chosen: ResponseLogps
-    rejected: ResponseLogps
+    rejected: ResponseLogps | None
+    """None where only chosen responses were run, for objectives whose input is "chosen"."""
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(s.total_P.shape) for s in (self.chosen, self.rejected) if s is not None}
+        if len(shapes) != 1 or self.chosen.total_P.ndim != 1:
+            raise ObjectiveError(f"expected 1-D totals of one length, got shapes {sorted(shapes)}")
 
     @classmethod
     def from_totals(
@@ -204,13 +212,46 @@ class PairLogps:
         )
 
     @property
-    def margin_P(self) -> Tensor:
-        """log p(chosen) - log p(rejected) [nats]."""
-        return self.chosen.total_P - self.rejected.total_P
+    def chosen_P(self) -> Float[Tensor, " pairs"]:
+        """Summed log-probability of each chosen response [nats]."""
+        return self.chosen.total_P
+
+    @property
+    def rejected_P(self) -> Float[Tensor, " pairs"]:
+        """Summed log-probability of each rejected response [nats].
+
+        Raises ObjectiveError where there is none.
+        """
+        if self.rejected is None:
+            raise ObjectiveError(
+                "this objective compares the two sides of a pair, but got chosen responses only"
+            )
+        return self.rejected.total_P
 
     def __len__(self) -> int:
         """Number of pairs."""
         return len(self.chosen.total_P)
+
+
+def check_same_pairs(
+    policy: PairLogps, reference: PairLogps | None, **values_P: Tensor | None
+) -> None:
+    """Holds a reference, and values per pair, against the policy's pairs.
+
+    Without it a wrong shape would broadcast: every pair would get every other pair's value.
+
+    Raises:
+        ObjectiveError: no reference, or a tensor that is not [pairs]; names it and its shape.
+    """
+    if reference is None:
+        raise ObjectiveError("this objective measures against a reference, but got none")
+    pairs = tuple(policy.chosen.total_P.shape)
+    given: dict[str, Tensor | None] = {"reference": reference.chosen.total_P, **values_P}
+    for name, value_P in given.items():
+        if value_P is not None and tuple(value_P.shape) != pairs:
+            raise ObjectiveError(
+                f"{name} has shape {tuple(value_P.shape)}; the policy's pairs have shape {pairs}"
+            )
 
 
 @dataclass(frozen=True)
@@ -222,48 +263,3 @@ class ObjectiveOutput:
     chosen_reward_P: Float[Tensor, " pairs"]
     """Implicit reward, detached."""
     rejected_reward_P: Float[Tensor, " pairs"]
-
-
-@dataclass(frozen=True)
-class Range:
-    """Which values a numeric field may take; written into its annotation."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    low_included: bool = True
-    high_included: bool = True
-
-    def __contains__(self, value: float) -> bool:
-        above = value >= self.low if self.low_included else value > self.low
-        below = value <= self.high if self.high_included else value < self.high
-        return above and below and math.isfinite(value)
-
-    def __str__(self) -> str:
-        brackets = "[" if self.low_included else "(", "]" if self.high_included else ")"
-        if self.high == math.inf:
-            return f"{'>=' if self.low_included else '>'} {self.low:g}"
-        return f"in {brackets[0]}{self.low:g}, {self.high:g}{brackets[1]}"
-
-
-Positive = Annotated[float, Range(low=0, low_included=False)]
-NonNegative = Annotated[float, Range(low=0)]
-SmoothingFraction = Annotated[float, Range(low=0, high=0.5, high_included=False)]
-
-
-def check_fields(config: Any) -> None:
-    """Holds the fields of a frozen dataclass against their annotations.
-
-    Raises ObjectiveError: names the field, what was given and what is allowed.
-    """
-    hints = get_type_hints(type(config), include_extras=True)
-    for f in fields(config):
-        hint, value = hints[f.name], getattr(config, f.name)
-        base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-        if base is float and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise ObjectiveError(f"{f.name} must be a number, got {value!r}")
-        for allowed in getattr(hint, "__metadata__", ()):
-            if isinstance(allowed, Range) and value not in allowed:
-                raise ObjectiveError(f"{f.name} must be {allowed}, got {value!r}")
-        if get_origin(base) is Literal and value not in get_args(base):
-            choices = ", ".join(map(repr, get_args(base)))
-            raise ObjectiveError(f"{f.name} must be one of {choices}, got {value!r}")
