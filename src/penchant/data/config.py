@@ -19,7 +19,7 @@ class DatasetConfig(BaseModel):
     """File, folder or hub id (`id:config:split`)."""
     name: str | None = None
     """What the data set is called in reports; default: from its path."""
-    fraction: float | None = Field(None, gt=0, le=1)
+    fraction: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     """Take this part of its rows, drawn by the seed."""
     rows: int | None = Field(None, ge=1)
     """Take so many of its rows, drawn by the seed."""
@@ -61,7 +61,7 @@ class DataConfig(BaseModel):
     """File, folder, hub id (`id:config:split`), or a list; each may be {path, fraction, ...}."""
     eval: tuple[DatasetConfig, ...] = Field((), strict=False)
     """The same, for evaluation."""
-    eval_fraction: float | None = Field(None, gt=0, lt=1)
+    eval_fraction: float | None = Field(None, gt=0, lt=1, allow_inf_nan=False)
     """Instead of data.eval: hold out this part of the training prompts."""
     format: str = Field("auto", min_length=1)
     """Name of the source format; auto recognises it by its columns."""
@@ -118,13 +118,13 @@ class DataConfig(BaseModel):
     def _fits_together(self) -> Self:
         if self.max_prompt_length is not None and self.max_prompt_length > self.max_length:
             raise ValueError(
-                f"max_prompt_length {self.max_prompt_length} is above "
-                f"max_length {self.max_length}; lower it or leave it out"
+                f"data.max_prompt_length {self.max_prompt_length} is above "
+                f"data.max_length {self.max_length}; lower it or leave it out"
             )
         if self.eval and self.eval_fraction is not None:
-            raise ValueError("eval and eval_fraction are both given; give one")
+            raise ValueError("data.eval and data.eval_fraction are both given; give one")
         same = {one.place for one in self.train} & {one.place for one in self.eval}
         if same:
             path = min(place[0] for place in same)
-            raise ValueError(f"eval is also the train file ({path}); give other rows")
+            raise ValueError(f"data.eval is also in data.train ({path}); give other rows")
         return self

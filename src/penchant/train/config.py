@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -31,7 +31,7 @@ class TrainingConfig(BaseModel):
     """Stop after so many updates, whatever num_train_epochs says."""
     batch_size: int = Field(64, ge=1)
     """Pairs (sft: responses) per update, over all micro-batches and processes together."""
-    token_budget: Literal["auto"] | int = Field("auto")
+    token_budget: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Tokens per micro-batch; changes memory and speed, never the update."""
     lr_scheduler_type: Literal[
         "cosine",
@@ -73,13 +73,6 @@ class TrainingConfig(BaseModel):
     """auto: from the newest whole checkpoint in output_dir; never; or a checkpoint's folder."""
     base_dropout: bool = False
     """Whether the model's own dropout is active; an adapter's always is."""
-
-    @field_validator("token_budget", mode="after")
-    @classmethod
-    def _budget_is_positive(cls, given: int | str) -> int | str:
-        if isinstance(given, int) and given < 1:
-            raise ValueError("must be auto or an integer >= 1")
-        return given
 
     @field_validator("report_to", mode="before")
     @classmethod

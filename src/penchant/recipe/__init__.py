@@ -1,0 +1,30 @@
+"""The typed recipe: load, validate, override, resolve."""
+
+from penchant.recipe.keys import Key, keys_of
+from penchant.recipe.kinds import (
+    DemoRecipe,
+    InitRecipe,
+    MergeRecipe,
+    MiniatureRecipe,
+    Recipe,
+    SftRecipe,
+    TrainRecipe,
+    recipe_class,
+)
+from penchant.recipe.load import dump_recipe, load_recipe, resolve
+
+__all__ = [
+    "DemoRecipe",
+    "InitRecipe",
+    "Key",
+    "MergeRecipe",
+    "MiniatureRecipe",
+    "Recipe",
+    "SftRecipe",
+    "TrainRecipe",
+    "dump_recipe",
+    "keys_of",
+    "load_recipe",
+    "recipe_class",
+    "resolve",
+]
