@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.errors import RecipeError
-from penchant.recipe import load_recipe, resolve
+from penchant.recipe import Recipe, load_recipe, resolve
 from penchant.recipe.keys import nearest
 from penchant.recipe.load import Overrides, Source
 
@@ -42,6 +42,22 @@ def check_name(command: str) -> None:
     raise RecipeError(f"unknown command {command}; {hint}")
 
 
+def prepare(command: str, recipe: Source = None, overrides: Overrides = None) -> Recipe:
+    """The resolved recipe of a command.
+
+    Raises RecipeError for an unknown command or a recipe that cannot be run.
+    """
+    check_name(command)
+    return resolve(load_recipe(command, recipe, overrides))
+
+
+def start(command: str, recipe: Recipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Runs a command with its resolved recipe; a dry run returns the plan and writes nothing."""
+    module = importlib.import_module(f"{__name__}.{command.replace('-', '_')}")
+    result: Mapping[str, Any] = module.run(recipe, dry_run=dry_run)
+    return dict(result)
+
+
 def run(
     command: str,
     recipe: Source = None,
@@ -58,8 +74,4 @@ def run(
     Returns what the command's summary.json holds.
     Raises a PenchantError where it cannot be run.
     """
-    check_name(command)
-    loaded = resolve(load_recipe(command, recipe, overrides))
-    module = importlib.import_module(f"penchant.commands.{command.replace('-', '_')}")
-    result: Mapping[str, Any] = module.run(loaded, dry_run=dry_run)
-    return dict(result)
+    return start(command, prepare(command, recipe, overrides), dry_run=dry_run)

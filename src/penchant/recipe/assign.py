@@ -17,13 +17,14 @@ Item = tuple[str, Any]
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][\w.\-]*=", flags=re.ASCII)
 
 
-def parse_arguments(arguments: Sequence[str], known: Iterable[str]) -> list[Item]:
+def parse_arguments(arguments: Sequence[str], known: Iterable[str]) -> tuple[list[Item], list[str]]:
     """`key=value`, `--key=value`, `--key value` and `--flag` as keys with YAML values, in order.
 
     After `--key` comes its value, unless that is another option or sets a known key.
-    Raises RecipeError for anything else.
+    Returns the keys with values, and the bare arguments.
+    Raises RecipeError where a value is not YAML.
     """
-    known, items, left = set(known), [], list(arguments)
+    known, items, bare, left = set(known), [], [], list(arguments)
     while left:
         argument = left.pop(0)
         text = argument[2:] if argument.startswith("--") else argument
@@ -33,8 +34,8 @@ def parse_arguments(arguments: Sequence[str], known: Iterable[str]) -> list[Item
             has_value = bool(left) and not _is_option(left[0], known)
             items.append(_item(text, left.pop(0) if has_value else "true"))
         else:
-            raise RecipeError(f"given {argument!r}, allowed: key=value or --key value")
-    return items
+            bare.append(argument)
+    return items, bare
 
 
 def flat_overrides(overrides: Mapping[str, Any]) -> list[Item]:

@@ -40,7 +40,8 @@ def load_recipe(
 
     Args
         source: path of a YAML file, a mapping, or None for an empty recipe.
-        overrides: dotted keys; from a command line as text, or a mapping with values.
+        overrides: a mapping of dotted keys, or the arguments of a command line (`key=value`,
+            `--key value`, and a recipe file or what stands in its place).
         note: called with what each old name became; default: one line each on stderr.
     Raises RecipeError (one line: key, what was given, what is allowed) and MissingFileError.
     """
@@ -48,7 +49,9 @@ def load_recipe(
     if kind is None:
         raise RecipeError(f"{command} takes no recipe")
     keys = keys_of(kind)
-    items = [*_source_items(source), *_override_items(overrides, keys)]
+    if overrides is not None and not isinstance(overrides, Mapping):
+        source, overrides = _from_arguments(overrides, kind, source)
+    items = [*_source_items(source), *_override_items(overrides)]
     built = build(items, keys, note or _note_on_stderr)
     try:
         return kind.model_validate(built)
@@ -86,14 +89,27 @@ def _source_items(source: Source) -> list[Item]:
     return flat_overrides(content)
 
 
-def _override_items(overrides: Overrides, keys: Mapping[str, Key]) -> list[Item]:
-    if overrides is None:
-        return []
+def _override_items(overrides: Mapping[str, Any] | list[Item] | None) -> list[Item]:
     if isinstance(overrides, Mapping):
         return flat_overrides(overrides)
-    if isinstance(overrides, str):
-        raise RecipeError(f"overrides: given {_short(overrides)}, allowed: a mapping or a list")
-    return parse_arguments(overrides, [*keys, *old_names()])
+    return overrides or []
+
+
+def _from_arguments(
+    arguments: Sequence[str], kind: type[Recipe], source: Source
+) -> tuple[Source, list[Item]]:
+    """The recipe file that a command line names, and its keys with values."""
+    if isinstance(arguments, str):
+        raise RecipeError(f"overrides: given {_short(arguments)}, allowed: a mapping or a list")
+    items, bare = parse_arguments(arguments, [*keys_of(kind), *old_names()])
+    for argument in bare:
+        if kind.positional and not argument.endswith((".yaml", ".yml")):
+            items.insert(0, (kind.positional, argument))
+        elif source is None:
+            source = argument
+        else:
+            raise RecipeError(f"given {argument!r} besides {source}; allowed: one recipe file")
+    return source, items
 
 
 def _first_error(error: ValidationError, keys: Mapping[str, Key]) -> RecipeError:

@@ -1,0 +1,115 @@
+"""The command line: parses and calls a command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from penchant import __version__, commands
+from penchant.errors import PenchantError
+from penchant.recipe import dump_recipe, recipe_class
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Turns preferences into better language models and shows that they are better.",
+    epilog="penchant COMMAND --help lists every key of a command.",
+)
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def main() -> None:
+    """Entry point of `penchant`."""
+    named = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+    if named is not None:
+        _or_exit(lambda: commands.check_name(named))
+    app()
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def _add(command: str) -> None:
+    """Registers a command; its own keys are left to its recipe."""
+
+    @app.command(
+        command,
+        help=commands.help_line(command),
+        add_help_option=False,
+        context_settings=_PASS_ON,
+    )
+    def call(
+        context: typer.Context,
+        dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
+        show_help: Annotated[bool, typer.Option("--help")] = False,
+        schema: Annotated[bool, typer.Option("--schema")] = False,
+    ) -> None:
+        if show_help or schema:
+            _describe(command, schema)
+        else:
+            _or_exit(lambda: _run(command, context.args, dry_run))
+
+
+def _describe(command: str, schema: bool) -> None:
+    kind = recipe_class(command)
+    assert kind is not None, f"no {command.title()}Recipe in penchant.recipe"
+    if schema:
+        from penchant.recipe.schema import json_schema
+
+        typer.echo(json.dumps(json_schema(kind), indent=2))
+    else:
+        from penchant.commands._help import print_help
+
+        print_help(command, commands.help_line(command), kind)
+
+
+def _run(command: str, arguments: list[str], dry_run: bool) -> None:
+    recipe = commands.prepare(command, None, arguments)
+    if not dry_run:
+        commands.start(command, recipe)
+        return
+    plan = commands.start(command, recipe, dry_run=True)
+    typer.echo(dump_recipe(recipe), nl=False)
+    for key, value in plan.items():
+        typer.echo(f"# {key}: {value}")
+
+
+def _or_exit(action: Callable[[], Any]) -> None:
+    """Our errors as one line on stderr and their exit code; Ctrl-C as 130."""
+    try:
+        action()
+    except PenchantError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        raise SystemExit(130) from None
+
+
+for _command in commands.names():
+    _add(_command)
+
+
+if __name__ == "__main__":
+    main()
