@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from penchant.errors import ModelError
-from penchant.models.load import is_adapter, load_causal_lm
+from penchant.models.load import load_causal_lm, load_config
 
 
 def add_lora(
-    model: nn.Module,
+    model: Any,
     *,
     r: int,
     alpha: float,
@@ -30,8 +30,13 @@ def add_lora(
     """
     from peft import LoraConfig, get_peft_model
 
+    whole = int(alpha) if float(alpha).is_integer() else alpha
     config = LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
+        r=r,
+        lora_alpha=whole,  # type: ignore[arg-type]  # PEFT divides it by r; any number does
+        lora_dropout=dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
     )
     try:
         adapted = get_peft_model(model, config)
@@ -47,26 +52,44 @@ def add_lora(
     return adapted
 
 
-def merge(adapter: str, *, base: str | None = None, trust_remote_code: bool = False) -> nn.Module:
-    """The base model with the adapter's weights added in; the sum is taken in float32.
+def base_of(adapter: str) -> str:
+    """Folder or hub id of the base model that an adapter names. Raises ModelError."""
+    from peft import PeftConfig
+
+    try:
+        base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{adapter!r} holds no adapter (no readable adapter_config.json)"
+        ) from error
+    if not base:
+        raise ModelError(f"the adapter in {adapter!r} does not name its base model; give base=")
+    return str(base)
+
+
+def merge(adapter: str, *, base: str, trust_remote_code: bool = False) -> Any:
+    """The base model with the adapter's weights added in; computed in float32.
 
     Args:
-        adapter: a PEFT adapter folder.
-        base: folder or hub id of the base model; default the one the adapter names.
+        adapter: a PEFT adapter, folder or hub id.
+        base: folder or hub id of its base model.
+    Returns:
+        An ordinary model, its weights in the dtype of the base's checkpoint.
     Raises:
-        ModelError: not an adapter folder, or its base cannot be loaded.
+        ModelError: one of the two cannot be loaded, or they do not belong together.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
-    if not is_adapter(adapter):
-        raise ModelError(f"{adapter!r} holds no adapter_config.json; penchant merge needs a folder")
-    path = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    if not path:
-        raise ModelError(f"the adapter in {adapter!r} does not name its base model; give base=")
-    model = load_causal_lm(path, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    merged.silenced_dropout = model.silenced_dropout
-    return merged
+    stored = load_config(base, trust_remote_code=trust_remote_code).dtype
+    model = load_causal_lm(base, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    silenced = model.silenced_dropout
+    try:
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"the adapter {adapter!r} does not fit {base!r}: {reason}") from error
+    merged.silenced_dropout = silenced
+    return merged.to(stored or torch.float32)
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -14,11 +14,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from penchant.errors import MissingExtraError, ModelError
+
+logging.disable_progress_bar()  # of single files; runs have a progress line of their own
 
 ADAPTER_FILE = "adapter_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -72,7 +74,7 @@ def load_causal_lm(
     quantization: str | None = None,
     trainable: bool = True,
     dropout: bool = False,
-) -> PreTrainedModel:
+) -> Any:
     """A causal language model; an adapter folder comes as a PEFT model.
 
     Args:
@@ -128,7 +130,7 @@ def check_fit(config: Any, tokenizer: PreTrainedTokenizerBase, path: str) -> Non
         )
 
 
-def silence_dropout(model: nn.Module) -> None:
+def silence_dropout(model: Any) -> None:
     """Turns every dropout of the model off; adapters added later keep theirs.
 
     A config is put back to its own values when the model is saved (`save.py`).

@@ -37,7 +37,12 @@ def ready_tokenizer(
 
 
 def new_model(
-    tokenizer: PreTrainedTokenizerBase, architecture: str, sizes: dict[str, Any], *, seed: int
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: str,
+    sizes: dict[str, Any],
+    *,
+    seed: int,
+    defaults: dict[str, Any] | None = None,
 ) -> Any:
     """A randomly initialised causal language model of a transformers architecture.
 
@@ -45,6 +50,7 @@ def new_model(
         architecture: model type by transformers' name.
         sizes: keys of its config, hidden_size and num_attention_heads among them; those that are
             None are left to its default.
+        defaults: the same, for keys that the architecture may lack.
     Raises:
         ModelError: no such architecture, or a key that its config does not know.
     """
@@ -62,6 +68,11 @@ def new_model(
     }
     values = special | {k: v for k, v in sizes.items() if v is not None}
     known = set(config.to_dict()) | set(config.attribute_map)
+    own = {
+        "intermediate_size": round(values["hidden_size"] / 12) * 32,
+        **{k: v for k, v in (defaults or {}).items() if v is not None},
+    }
+    values = {k: v for k, v in own.items() if k in known} | values
     if "head_dim" in known:
         values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
     if "num_key_value_heads" in known:

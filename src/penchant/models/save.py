@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +33,12 @@ def save_model(
                 name: value.to(dtype) if value.is_floating_point() else value
                 for name, value in model.state_dict().items()
             }
-            model.config.dtype = dtype
         model.save_pretrained(folder, state_dict=state)
+    if state is not None:
+        # transformers writes the dtype of the model in memory, whatever the state it is given.
+        config = json.loads((folder / "config.json").read_text())
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokenizer.save_pretrained(folder)
     if is_adapter:
         # PEFT writes a card with blanks to fill in; ours is written with the run.

@@ -24,10 +24,10 @@ from penchant.models import load
 from penchant.models.adapters import add_lora
 from penchant.models.config import ModelConfig, ModelSource
 from penchant.models.save import save_model
-from penchant.train import checkpoint, run_folder
+from penchant.train import checkpoint, plan, run_folder
 from penchant.train.config import TrainingConfig
 from penchant.train.device import auto_token_budget, pick_device
-from penchant.train.loop import Loop, PlannedStep, plan_run
+from penchant.train.loop import Loop, plan_run
 from penchant.train.metrics import MetricsFile
 from penchant.train.optim import build_optimizer, build_schedule
 from penchant.train.progress import ProgressLine
@@ -58,20 +58,53 @@ def fit(job: Job) -> dict[str, Any]:
     Raises RecipeError before anything is written, NonFiniteLossError while training.
     """
     run_folder.check_free(job.folder, job.recipe_text, resume=job.training.resume)
+    found = checkpoint.find_checkpoint(job.folder, job.training.resume)
     accelerator = _accelerator(job)
     dtype = load.compute_dtype(job.model.path, job.model.dtype, **_hub(job.model))
     torch.manual_seed(job.training.seed)
     model = build_model(job.model, dtype, base_dropout=job.training.base_dropout)
     model.to(accelerator.device)
-    planned = plan_run(job.train_trees, job.training)
     budget = token_budget(job, accelerator.device)
     run_folder.start(job.folder, job.recipe_text, job.data_report)
     started = time.monotonic()
     store = _reference(job, model, budget, dtype)
-    loop = _loop(job, accelerator, model, planned, dtype, (budget, store))
+    prepared = engines.prepare(accelerator.prepare(model), dtype=dtype)
+    step = Step(prepared, job.objective, store, budget)
+    loop = _loop(job, accelerator, step, found)
     loop.run()
     accelerator.end_training()
-    return _finish(job, loop, model, dtype, seconds=time.monotonic() - started)
+    return _finish(job, loop, dtype, seconds=time.monotonic() - started)
+
+
+def predict(job: Job) -> dict[str, Any]:
+    """What the job will take; nothing is loaded but the model's config."""
+    run_folder.check_free(job.folder, job.recipe_text, resume=job.training.resume)
+    device = torch.device(pick_device(job.training.device))
+    dtype = load.compute_dtype(job.model.path, job.model.dtype, **_hub(job.model))
+    size = plan.ModelSize.of(load.load_config(job.model.path, **_hub(job.model)))
+    budget = token_budget(job, device)
+    planned = plan_run(job.train_trees, job.training)
+    per_epoch, largest = plan.padded_tokens(job.train_trees, budget)
+    eval_tokens, _ = plan.padded_tokens(job.eval_trees, budget)
+    epochs = planned[-1].epoch
+    needs_reference = "reference" in job.objective.needs
+    forward = 2 * eval_tokens + (per_epoch + eval_tokens if needs_reference else 0)
+    seconds = plan.estimate_seconds(
+        size, trained=round(per_epoch * epochs), forward_only=forward, device=device, dtype=dtype
+    )
+    trainable = 0 if job.model.adapter else size.parameters
+    return {
+        "rows_used": job.data_report["rows_used"],
+        "rows_set_aside": job.data_report["rows_in"] - job.data_report["rows_used"],
+        "num_steps": len(planned),
+        "num_tokens": sum(job.train_trees[i].num_tokens for one in planned for i in one.trees),
+        "token_budget": budget,
+        "parameters": size.parameters,
+        "estimated_peak_bytes": plan.estimate_memory(size, largest, trainable=trainable),
+        "estimated_seconds": round(seconds, 1),
+        "device": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
 
 
 def build_model(config: ModelConfig, dtype: torch.dtype, *, base_dropout: bool) -> Any:
@@ -155,23 +188,18 @@ def _named_reference(source: ModelSource | None, device: torch.device) -> engine
     return engines.prepare(model.to(device), dtype=dtype)
 
 
-def _loop(
-    job: Job,
-    accelerator: Accelerator,
-    model: Any,
-    planned: list[PlannedStep],
-    dtype: torch.dtype,
-    prepared: tuple[int, ReferenceStore | None],
-) -> Loop:
-    training = job.training
+def _loop(job: Job, accelerator: Accelerator, step: Step, found: Path | None) -> Loop:
+    training, model = job.training, step.engine.model
     assert training.learning_rate is not None, "the recipe is resolved before a job is made"
-    optimizer = build_optimizer(
-        model,
-        training.optimizer,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
+    planned = plan_run(job.train_trees, training)
+    optimizer = accelerator.prepare(
+        build_optimizer(
+            model,
+            training.optimizer,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+        )
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
     scheduler = build_schedule(
         optimizer,
         training.lr_scheduler_type,
@@ -180,15 +208,12 @@ def _loop(
         warmup_steps=training.warmup_steps,
     )
     progress = checkpoint.Progress()
-    found = checkpoint.find_checkpoint(job.folder, training.resume)
     if found is not None:
         checkpoint.load_weights(model, found)
         progress = checkpoint.load_state(found, optimizer=optimizer, scheduler=scheduler)
         print(f"resumed from {found.name} at step {progress.step} of {len(planned)}")
-    budget, store = prepared
-    metrics_path = job.folder / run_folder.METRICS
     return Loop(
-        step=Step(engines.prepare(model, dtype=dtype), job.objective, store, budget),
+        step=step,
         optimizer=optimizer,
         scheduler=scheduler,
         train_trees=job.train_trees,
@@ -197,7 +222,9 @@ def _loop(
         config=training,
         folder=job.folder,
         save_weights=lambda path: save_model(model, job.tokenizer, path),
-        metrics=MetricsFile(metrics_path, resume_after=progress.step if found else None),
+        metrics=MetricsFile(
+            job.folder / run_folder.METRICS, resume_after=progress.step if found else None
+        ),
         report=_tracking(accelerator, job),
         progress=progress,
     )
@@ -209,10 +236,9 @@ def _tracking(accelerator: Accelerator, job: Job) -> Callable[[dict[str, float],
     return lambda row, step: accelerator.log(row, step=step)
 
 
-def _finish(
-    job: Job, loop: Loop, model: Any, dtype: torch.dtype, *, seconds: float
-) -> dict[str, Any]:
+def _finish(job: Job, loop: Loop, dtype: torch.dtype, *, seconds: float) -> dict[str, Any]:
     """Final weights at the root of the run folder, the summary and the model card."""
+    model = loop.step.engine.model
     if job.training.keep_best and loop.progress.best_step is not None:
         checkpoint.load_weights(model, job.folder / f"checkpoint-{loop.progress.best_step}")
     save_model(model, job.tokenizer, job.folder, dtype=dtype)

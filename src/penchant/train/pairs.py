@@ -83,25 +83,38 @@ def chosen_only(tree: TokenTree) -> TokenTree:
 
 
 def scores(trees: Sequence[TokenTree], names: frozenset[str]) -> dict[str, Tensor]:
-    """The score arguments that an objective declares, one value per pair, float64."""
+    """The score arguments that an objective declares, one value per pair, float64.
+
+    Left out where some tree has no scores; NaN for the pairs that have no soft label while
+    others do.
+    """
     columns: dict[str, list[float]] = {}
-    if {"score_chosen_P", "score_rejected_P"} <= names and all(t.scores_R for t in trees):
-        both = [(t.scores_R[c], t.scores_R[r]) for t in trees for c, r in t.pairs_P2]
-        columns["score_chosen_P"] = [chosen for chosen, _ in both]
-        columns["score_rejected_P"] = [rejected for _, rejected in both]
-    if "soft_label_P" in names and all(t.soft_labels_P for t in trees):
-        columns["soft_label_P"] = [p for t in trees for p in t.soft_labels_P]
+    both = [_pair_scores(tree) for tree in trees]
+    if {"score_chosen_P", "score_rejected_P"} <= names and all(one is not None for one in both):
+        flat = [pair for one in both if one is not None for pair in one]
+        columns["score_chosen_P"] = [chosen for chosen, _ in flat]
+        columns["score_rejected_P"] = [rejected for _, rejected in flat]
+    if "soft_label_P" in names and any(tree.soft_labels_P for tree in trees):
+        absent = [float("nan")]
+        labels = [tree.soft_labels_P or absent * len(tree.pairs_P2) for tree in trees]
+        columns["soft_label_P"] = [p for one in labels for p in one]
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
+
+
+def _pair_scores(tree: TokenTree) -> list[tuple[float, float]] | None:
+    if tree.scores_R is None:
+        return None
+    return [(tree.scores_R[c], tree.scores_R[r]) for c, r in tree.pairs_P2]
 
 
 def _marks(
     trees: Sequence[TokenTree], device: torch.device
 ) -> tuple[list[Tensor] | None, list[Tensor] | None]:
     """Marks of scored tokens only, as the log-probabilities are."""
-    if not trees or any(tree.marks is None for tree in trees):
-        return None, None
     chosen, rejected = [], []
     for tree in trees:
+        if tree.marks is None:
+            return None, None
         for (c, r), marks in zip(tree.pairs_P2, tree.marks, strict=True):
             chosen.append(_scored(marks.chosen, tree.response_masks[c], device))
             rejected.append(_scored(marks.rejected, tree.response_masks[r], device))
