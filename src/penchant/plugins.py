@@ -67,7 +67,7 @@ class FieldDoc:
     def __str__(self) -> str:
         default = self.default if self.required else f"default {self.default}"
         within = ", ".join(filter(None, (self.allowed, default)))
-        return f"{self.name} ({within}): {self.meaning}"
+        return f"{self.name} ({within}): {self.meaning.rstrip('.')}"
 
 
 def names(package: str) -> list[str]:

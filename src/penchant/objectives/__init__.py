@@ -55,6 +55,8 @@ def load(name: str, **fields: Any) -> Any:
         used = own | set(composition)
         rest = {key: value for key, value in fields.items() if key not in used}
         composition["token_weights"] = {"name": weighting, **rest}
+    if not composition:
+        return base
     composed = _composed_class()(**{"base": base, **composition, **_load_weights(composition)})
     plain = composed.token_weights is None and composed.sft_weight == 0
     return base if plain else composed
