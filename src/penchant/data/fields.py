@@ -41,7 +41,9 @@ def text(value: Any, name: str) -> Text:
     """A string, or a list of messages; raises RowError for anything else."""
     if isinstance(value, Mapping):
         value = [value]
-    return messages(value, name) if isinstance(value, (list, tuple)) else checked_string(value, name)
+    return (
+        messages(value, name) if isinstance(value, (list, tuple)) else checked_string(value, name)
+    )
 
 
 def messages(value: Any, name: str) -> Messages:

@@ -39,7 +39,7 @@ def plan_steps(
         # What an earlier step passed over comes first, so that nothing waits for ever.
         lacking = _LOOK_AHEAD + batch_size - len(waiting)
         waiting += order[position : position + lacking]
-        position += max(0, lacking)
+        position += lacking
         step = _fill(waiting, sizes, batch_size)
         taken = set(step)
         waiting = [index for index in waiting if index not in taken]

@@ -1,6 +1,7 @@
 """orca pairs: system, question, chosen (or chatgpt), rejected (or llama2-13b-chat).
 
-Read as messages, so that the model's chat template applies; `orca-plain` joins the strings.
+Read as messages, so that the model's chat template applies; `data.chat_template=plain` joins
+system and question with nothing between, as Intel's script did.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def matches(columns: frozenset[str], row: Mapping[str, Any]) -> bool:
     return bool(sides) and "question" in columns and "prompt" not in columns
 
 
-def parts(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """system (may be empty), question, chosen, rejected; raises RowError."""
+def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
+    """One pair of assistant turns; an empty system text makes no system turn."""
     given = row.get("system")
     system = "" if given is None else fields.checked_string(given, "system")
     question = fields.checked_string(fields.column(row, "question"), "question")
@@ -35,12 +36,6 @@ def parts(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
         raise RowError("empty_response", "chosen or rejected holds no text")
     if chosen == rejected:
         raise RowError("chosen_equals_rejected", "the two responses are the same")
-    return system, question, chosen, rejected
-
-
-def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
-    """One pair of assistant turns; an empty system text makes no system turn."""
-    system, question, chosen, rejected = parts(row)
     asked = {"role": "user", "content": question}
     first = ({"role": "system", "content": system},) if system.strip() else ()
     return Comparison(

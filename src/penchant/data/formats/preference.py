@@ -7,7 +7,6 @@ whitespace before their first difference; the whitespace stays with the response
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,11 +86,12 @@ def _starts_with(conversation: Text, trunk: tuple) -> bool:
 
 def split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
     """Two strings without a prompt: their common start, back to the last whitespace."""
-    common = os.path.commonprefix([chosen, rejected])
-    cut = len(common)
-    while cut and not common[cut - 1].isspace():
+    cut = 0
+    while cut < min(len(chosen), len(rejected)) and chosen[cut] == rejected[cut]:
+        cut += 1
+    while cut and not chosen[cut - 1].isspace():
         cut -= 1
-    cut = len(common[:cut].rstrip())
+    cut = len(chosen[:cut].rstrip())
     if fields.is_empty(chosen[cut:]) or fields.is_empty(rejected[cut:]):
         raise RowError("empty_response", "one response is the start of the other")
-    return common[:cut], chosen[cut:], rejected[cut:]
+    return chosen[:cut], chosen[cut:], rejected[cut:]

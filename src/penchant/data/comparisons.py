@@ -1,0 +1,145 @@
+"""Rows into comparisons: `load`, and what can be done with them before there is a tokenizer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
+
+from penchant.data import formats
+from penchant.data.contamination import Contamination
+from penchant.data.fields import plain_text
+from penchant.data.rows import Row, RowError, SetAside, excerpt
+from penchant.data.source import SourceRows, parse_sources, read_source
+from penchant.errors import DataError
+from penchant.types import Comparison, Text
+
+
+@dataclass(frozen=True)
+class Comparisons(Sequence[Comparison]):
+    """The usable rows of one or more data sets, and what became of the others."""
+
+    rows: tuple[Comparison, ...]
+    set_aside: tuple[SetAside, ...] = ()
+    """Rows that could not be read as comparisons."""
+    left_out: int = 0
+    """Rows that `fraction` or `rows` did not draw; they count nowhere else."""
+    formats: dict[str, str] = field(default_factory=dict)
+    """Name of the format that each data set was read as."""
+
+    @property
+    def rows_in(self) -> int:
+        """Rows read: the usable ones and those set aside."""
+        return len(self.rows) + len(self.set_aside)
+
+    def __iter__(self) -> Iterator[Comparison]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Comparison: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Comparison]: ...
+    def __getitem__(self, index: int | slice) -> Comparison | Sequence[Comparison]:
+        return self.rows[index]
+
+
+def load(
+    path: Any,
+    *,
+    format: str = "auto",
+    seed: int = 42,
+    decontaminate: Sequence[Any] = (),
+) -> Comparisons:
+    """Reads comparisons.
+
+    Args:
+        path: file, folder, hub id (`id:config:split`), a mapping with `path` and optional
+            `name`, `fraction`, `rows`, `config`, `split`; or a list of those.
+        format: a format's name, or "auto": by columns, data set by data set.
+        seed: decides which rows a fraction draws.
+        decontaminate: files of evaluation prompts; rows that contain one are set aside.
+    Raises:
+        MissingFileError: a source is not there.
+        DataError: a source is empty, has nothing but broken lines, or no known format.
+    """
+    prompts = Contamination.read(decontaminate) if decontaminate else None
+    rows: list[Comparison] = []
+    set_aside: list[SetAside] = []
+    names: dict[str, str] = {}
+    left_out = 0
+    for source in parse_sources(path):
+        given = read_source(source, seed)
+        left_out += given.left_out
+        names[source.name] = _read_rows(given, format, prompts, (rows, set_aside))
+    return Comparisons(tuple(rows), tuple(set_aside), left_out, names)
+
+
+def _read_rows(
+    given: SourceRows,
+    wanted: str,
+    prompts: Contamination | None,
+    out: tuple[list[Comparison], list[SetAside]],
+) -> str:
+    """Adds the rows of one data set to the two lists; returns its format's name."""
+    rows, set_aside = out
+    values = [row.value for row in given.rows if isinstance(row, Row)]
+    module = formats.detect(values, given.source.name, wanted)
+    for row in given.rows:
+        if isinstance(row, SetAside):
+            set_aside.append(row)
+            continue
+        try:
+            comparison = module.read(row.value, row.row_id, row.source)
+            if prompts is not None:
+                prompts.check(comparison)
+        except RowError as error:
+            shown = excerpt(row.value)
+            set_aside.append(SetAside(row.source, row.line, error.reason, error.detail, shown))
+        else:
+            rows.append(comparison)
+    return module.NAME
+
+
+def content_key(text: Text) -> Any:
+    """Hashable and equal for texts that say the same to a model."""
+    if isinstance(text, str):
+        return text
+    return tuple(tuple(sorted((key, repr(value)) for key, value in turn.items())) for turn in text)
+
+
+def prompt_key(comparison: Comparison) -> Any:
+    """Equal for comparisons that share a prompt: by `prompt_id`, else by what it says."""
+    if comparison.prompt_id is not None:
+        return comparison.prompt_id
+    return content_key(comparison.prompt)
+
+
+def same_rows(train: Comparisons, evaluation: Comparisons) -> int:
+    """How many rows of `evaluation` are also in `train`: same prompt and same responses."""
+    seen = {_row_key(row) for row in train}
+    return sum(_row_key(row) in seen for row in evaluation)
+
+
+def _row_key(row: Comparison) -> Any:
+    # plain_text first: two spellings of one conversation (a prompt column, or none) are one row.
+    return plain_text(row.prompt), tuple(map(plain_text, row.responses)), row.pairs
+
+
+def split(comparisons: Comparisons, fraction: float, seed: int) -> tuple[Comparisons, Comparisons]:
+    """(train, evaluation): that fraction of the prompts is held out; a prompt is on one side only.
+
+    Rows set aside while reading stay with train. Raises DataError where a side would be empty.
+    """
+    keys = list(dict.fromkeys(prompt_key(row) for row in comparisons))
+    wanted = max(1, round(fraction * len(keys)))
+    if wanted >= len(keys):
+        raise DataError(f"eval_fraction {fraction} of {len(keys)} prompts leaves none to train on")
+    held = set(random.Random(f"{seed}:eval").sample(range(len(keys)), wanted))
+    held_keys = {keys[index] for index in held}
+    train = tuple(row for row in comparisons if prompt_key(row) not in held_keys)
+    evaluation = tuple(row for row in comparisons if prompt_key(row) in held_keys)
+    return replace(comparisons, rows=train), Comparisons(evaluation, formats=comparisons.formats)

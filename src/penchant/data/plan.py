@@ -1,0 +1,151 @@
+"""The pairs of every row, before there is any text: what is drawn, filtered, capped, needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from penchant.data.comparisons import prompt_key
+from penchant.data.fields import plain_text
+from penchant.data.pairing import PairPlan, PairSettings, cap_pairs, plan_pairs
+from penchant.data.render import Rendered
+from penchant.data.report import DataReport
+from penchant.data.rows import RowError, SetAside, excerpt
+from penchant.data.scores import Transform, transform_scores
+from penchant.errors import DataError
+from penchant.types import Comparison
+
+Use = Literal["pairs", "chosen"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings:
+    """What is made of the comparisons as a whole."""
+
+    use: Use = "pairs"
+    """pairs: trees with pairs. chosen: one response per tree, the chosen or only one (SFT)."""
+    score_transform: Transform = "raw"
+    max_pairs_per_prompt: int | None = None
+    strict: bool = False
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name, hint in (("use", Use), ("score_transform", Transform)):
+            if getattr(self, name) not in get_args(hint):
+                allowed = ", ".join(get_args(hint))
+                raise DataError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
+
+
+@dataclass
+class Planned:
+    """A comparison on its way."""
+
+    row: Comparison
+    plan: PairPlan
+    rendered: Rendered | None = None
+
+
+def plan_rows(
+    rows: Sequence[Comparison],
+    build: BuildSettings,
+    pair: PairSettings,
+    report: DataReport,
+    every_response: bool = False,
+) -> list[Planned]:
+    """Pairs of each row; rows without any are set aside."""
+    if pair.needs_scores and build.use == "pairs":
+        _require_scores(rows)
+    planned = []
+    for row, scores in zip(rows, _transformed(rows, build.score_transform), strict=True):
+        try:
+            # Gaps, ties and signs are those of the source's own scores.
+            plan = plan_pairs(row, pair) if build.use == "pairs" else _chosen_plan(row, pair)
+        except RowError as error:
+            report.add_set_aside(set_aside(row, error))
+            continue
+        if row.pairs is None and row.scores is not None:
+            report.drawn_ties += sum(row.scores[c] == row.scores[r] for c, r in plan.pairs)
+        planned.append(Planned(replace(row, scores=scores), plan))
+    if build.max_pairs_per_prompt is not None and build.use == "pairs":
+        planned = _capped(planned, build.max_pairs_per_prompt, build.seed, report)
+    if not every_response:
+        for one in planned:
+            _drop_unused(one, build.use)
+    return planned
+
+
+def _chosen_plan(row: Comparison, pair: PairSettings) -> PairPlan:
+    """For SFT the pair only says which response is the good one."""
+    if len(row.responses) == 1:
+        return PairPlan((), None, ())
+    return plan_pairs(row, replace(pair, needs_scores=False))
+
+
+def _drop_unused(one: Planned, use: Use) -> None:
+    """Responses that no pair uses are not even rendered."""
+    used = sorted({index for pair in one.plan.pairs for index in pair})
+    if use == "chosen" and one.plan.pairs:
+        used = [one.plan.pairs[0][0]]
+    elif not used or len(used) == len(one.row.responses):
+        return
+    place = {index: position for position, index in enumerate(used)}
+    scores = one.row.scores
+    one.row = replace(
+        one.row,
+        responses=tuple(one.row.responses[index] for index in used),
+        scores=None if scores is None else tuple(scores[index] for index in used),
+        pairs=None,
+    )
+    pairs = () if use == "chosen" else tuple((place[c], place[r]) for c, r in one.plan.pairs)
+    one.plan = replace(one.plan, pairs=pairs, soft_labels=one.plan.soft_labels if pairs else None)
+
+
+def _capped(planned: list[Planned], limit: int, seed: int, report: DataReport) -> list[Planned]:
+    keys = [(one.row.source, prompt_key(one.row)) for one in planned]
+    kept = cap_pairs(keys, [len(one.plan.pairs) for one in planned], limit, seed)
+    left = []
+    for one, positions in zip(planned, kept, strict=True):
+        lost = len(one.plan.pairs) - len(positions)
+        if not positions:
+            error = RowError("over_pair_cap", f"its prompt has {limit} pairs already")
+            report.add_set_aside(set_aside(one.row, error))
+            continue
+        one.plan = one.plan.keep(positions, ["over_pair_cap"] * lost)
+        left.append(one)
+    return left
+
+
+def _require_scores(rows: Sequence[Comparison]) -> None:
+    """Raises DataError where a whole data set has no column with scores."""
+    first: dict[str, Comparison] = {}
+    scored: set[str] = set()
+    for row in rows:
+        first.setdefault(row.source, row)
+        if row.scores is not None:
+            scored.add(row.source)
+    for source, row in first.items():
+        if source not in scored:
+            raise DataError(
+                f"the objective needs scores, but data set {source!r} has none: row {row.row_id} "
+                "has no column score_chosen and score_rejected (or chosen_rating and "
+                "rejected_rating)"
+            )
+
+
+def _transformed(rows: Sequence[Comparison], how: Transform) -> Iterable[tuple[float, ...] | None]:
+    """Scores of each row, on the scale of its own data set."""
+    by_source: dict[str, list[float]] = {}
+    for row in rows:
+        by_source.setdefault(row.source, []).extend(row.scores or ())
+    streams = {name: iter(transform_scores(all_, how)) for name, all_ in by_source.items()}
+    for row in rows:
+        stream = streams[row.source]
+        yield None if row.scores is None else tuple(next(stream) for _ in row.scores)
+
+
+def set_aside(row: Comparison, error: RowError) -> SetAside:
+    line = row.row_id.rpartition(":")[2]
+    shown = excerpt(" | ".join(map(plain_text, (row.prompt, *row.responses))))
+    number = int(line) if line.isdigit() else 0
+    return SetAside(row.source, number, error.reason, error.detail, shown)

@@ -1,0 +1,201 @@
+"""Where rows come from: files, saved folders, folders in hub layout, hub ids; lists of them.
+
+A source may be a path or id, or a mapping with `path` and optional `name`, `fraction`, `rows`,
+`config` and `split`. A fraction or number of rows is drawn by the seed; the order stays.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from penchant.data.files import SUFFIXES, BrokenLine, Read, kind, read_file, stem
+from penchant.data.rows import Row, SetAside
+from penchant.errors import DataError, MissingFileError
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^:]*){0,2}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One data set to read."""
+
+    path: str
+    name: str = ""
+    fraction: float | None = None
+    rows: int | None = None
+    config: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """What a source gave: its rows in order, and how many sampling left out."""
+
+    source: Source
+    rows: tuple[Row | SetAside, ...]
+    left_out: int
+
+
+def parse_sources(given: Any) -> tuple[Source, ...]:
+    """Sources from a path, an id, a mapping or a list of those; names are made unique.
+
+    Raises DataError for what names no source.
+    """
+    listed = given if isinstance(given, (list, tuple)) else [given]
+    if not listed:
+        raise DataError("no data source is given")
+    sources = [_parse(one) for one in listed]
+    counts: Counter[str] = Counter()
+    unique = []
+    for source in sources:
+        counts[source.name] += 1
+        nth = counts[source.name]
+        unique.append(source if nth == 1 else replace(source, name=f"{source.name}#{nth}"))
+    return tuple(unique)
+
+
+def _parse(given: Any) -> Source:
+    if isinstance(given, Source):
+        source = given
+    elif isinstance(given, (str, Path)):
+        source = Source(path=str(given))
+    elif isinstance(given, Mapping):
+        known = [field.name for field in fields(Source)]
+        if not given.get("path") or set(given) - set(known):
+            raise DataError(f"a data source has path and optional {', '.join(known[1:])}: {given}")
+        source = Source(**{key: value for key, value in given.items() if value is not None})
+    else:
+        raise DataError(f"a data source is a path, an id or a mapping, not {given!r}")
+    if source.fraction is not None and not 0 < source.fraction <= 1:
+        raise DataError(f"{source.path}: fraction {source.fraction} is not in (0, 1]")
+    if source.rows is not None and source.rows < 1:
+        raise DataError(f"{source.path}: rows {source.rows} is below 1")
+    return replace(source, name=source.name or _name(source.path))
+
+
+def _name(path: str) -> str:
+    if Path(path).exists() or path.lower().endswith((*SUFFIXES, ".gz")):
+        return stem(Path(path))
+    return path.split(":")[0]
+
+
+def read_source(source: Source, seed: int) -> SourceRows:
+    """Every row of a source, or those that its fraction or number of rows draws.
+
+    Raises:
+        MissingFileError: nothing has this name.
+        DataError: nothing in it, nothing but broken lines, or a file that cannot be read.
+    """
+    rows = [_row(source.name, line, value) for line, value in _read(source)]
+    if not rows:
+        raise DataError(f"{source.path}: holds no rows")
+    broken = next((row for row in rows if isinstance(row, SetAside)), None)
+    if broken is not None and all(isinstance(row, SetAside) for row in rows):
+        raise DataError(
+            f"{source.path}: nothing but broken lines ({len(rows)}); line {broken.line}: "
+            f"{broken.detail}: {broken.excerpt}"
+        )
+    wanted = len(rows)
+    if source.fraction is not None:
+        wanted = max(1, round(source.fraction * len(rows)))
+    if source.rows is not None:
+        wanted = min(wanted, source.rows)
+    kept = rows
+    if wanted < len(rows):
+        drawn = random.Random(f"{seed}:{source.name}").sample(range(len(rows)), wanted)
+        kept = [rows[index] for index in sorted(drawn)]
+    return SourceRows(source, tuple(kept), len(rows) - len(kept))
+
+
+def _row(name: str, line: int, value: Mapping[str, Any] | BrokenLine) -> Row | SetAside:
+    if isinstance(value, BrokenLine):
+        return SetAside(name, line, value.reason, value.detail, value.excerpt)
+    return Row(name, line, value)
+
+
+def _read(source: Source) -> Iterator[Read]:
+    path = Path(source.path).expanduser()
+    if path.is_file():
+        return read_file(path)
+    if path.is_dir():
+        return _read_folder(path, source)
+    outer, _, split = source.path.rpartition(":")
+    if outer and Path(outer).expanduser().is_dir():
+        return _read_folder(Path(outer).expanduser(), replace(source, split=source.split or split))
+    if _looks_like_file(source.path) or not _HUB_ID.fullmatch(source.path):
+        raise MissingFileError(f"no file or folder {source.path}")
+    name, _, rest = source.path.partition(":")
+    config, _, split = rest.partition(":")
+    return _load_dataset(name, source.config or config or None, source.split or split or None)
+
+
+def _looks_like_file(path: str) -> bool:
+    return path.startswith((".", "/", "~")) or path.lower().endswith((*SUFFIXES, ".gz"))
+
+
+def _read_folder(path: Path, source: Source) -> Iterator[Read]:
+    """A folder that `save_to_disk` left, else one in hub layout, else its data files in order."""
+    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return _load_saved(path, source.split)
+    inside = sorted(file for file in path.rglob("*") if file.is_file() and _is_data(file))
+    if not inside:
+        raise DataError(f"{path}: a folder without data files ({', '.join(SUFFIXES)})")
+    return _load_dataset(str(path), source.config, source.split)
+
+
+def _is_data(path: Path) -> bool:
+    try:
+        return bool(kind(path))
+    except DataError:
+        return False
+
+
+def _load_saved(path: Path, split: str | None) -> Iterator[Read]:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise DataError(f"{path}: not a whole saved data set ({_one_line(error)})") from error
+    return _numbered(_one_split(loaded, str(path), split))
+
+
+def _load_dataset(name: str, config: str | None, split: str | None) -> Iterator[Read]:
+    """The ordinary Hugging Face call: offline mode, tokens and cache as users know them."""
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, config, split=split)
+    except Exception as error:
+        if isinstance(error, (FileNotFoundError, ConnectionError)) and not Path(name).exists():
+            raise MissingFileError(
+                f"no file or folder {name}, and no hub data set could be loaded by that id "
+                f"({_one_line(error)})"
+            ) from error
+        raise DataError(f"{name}: could not be loaded ({_one_line(error)})") from error
+    return _numbered(_one_split(loaded, name, split))
+
+
+def _one_split(loaded: Any, name: str, split: str | None) -> Iterable[Mapping[str, Any]]:
+    """The split asked for; else train; else the only one there is."""
+    if not isinstance(loaded, Mapping):
+        return loaded
+    available: Sequence[str] = [str(key) for key in loaded]
+    wanted = split or ("train" if "train" in available or len(available) > 1 else available[0])
+    if wanted not in available:
+        raise DataError(f"{name}: no split {wanted!r}; it has {', '.join(available)}")
+    return loaded[wanted]
+
+
+def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[Read]:
+    yield from enumerate(rows, start=1)
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
