@@ -37,15 +37,15 @@ COLUMNS = (
 )
 
 
-def demo_page(report: Report) -> str:
-    """The whole document."""
+def demo_page(report: Report, warning: str = "") -> str:
+    """The whole document; `warning` stands at the top, where there is something to say."""
     start, *trained = report.entries
     return page(
         "Penchant demo: from preferences to better answers",
         tag("p", "Penchant demo \u00b7 the miniature world", class_="eyebrow"),
         tag("h1", "From preference pairs to better answers"),
         tag("p", _headline(start, trained, report.num_prompts), class_="lead"),
-        tag("p", report.warning, class_="lead") if report.warning else None,
+        tag("p", warning, class_="warning") if warning else None,
         section(
             "Which objective helped, and at what price",
             _results(report),

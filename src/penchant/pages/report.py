@@ -56,4 +56,3 @@ class Report:
     per_seed: Mapping[str, Sequence[tuple[float, Interval]]] = field(default_factory=dict)
     """Policy -> win rate and interval of each seed, where there are several."""
     seeds: Sequence[int] = (0,)
-    warning: str = ""
