@@ -44,14 +44,12 @@ def _table(keys: list[Key], wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     table.add_column("Key", style="cyan", no_wrap=True)
     if wide:
-        table.add_column("Type", ratio=2)
-        table.add_column("Default", ratio=1)
-    table.add_column("Meaning", ratio=4)
+        table.add_column("Type", max_width=26)
+        table.add_column("Default", max_width=18)
+    table.add_column("Meaning", ratio=1)
     for key in keys:
         if key.path.startswith("data.eval."):
             continue  # The same fields as those of data.train.
-        if key.is_section:
-            table.add_section()
         allowed, default = escape(_short_type(key)), escape(key.default)
         if wide:
             table.add_row(key.path, allowed, default, escape(key.meaning))

@@ -26,7 +26,7 @@ class DatasetConfig(BaseModel):
     config: str | None = None
     """Configuration of a hub data set."""
     split: str | None = None
-    """Split of a hub data set or of a saved folder; default: train, in data.eval test."""
+    """Split of a hub data set or of a saved folder; default: train, or the only one."""
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:

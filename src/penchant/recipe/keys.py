@@ -126,7 +126,7 @@ def _bounds(metadata: Iterable[Any]) -> str:
                 limit = getattr(one, kind.lower())
                 texts.append(f"{sign} {limit:g}" if isinstance(limit, float) else f"{sign} {limit}")
         if isinstance(one, annotated_types.MinLen):
-            texts.append("not empty")
+            texts.append("(not empty)")
     return f" {', '.join(texts)}" if texts else ""
 
 

@@ -103,6 +103,8 @@ def _from_arguments(
         raise RecipeError(f"overrides: given {_short(arguments)}, allowed: a mapping or a list")
     items, bare = parse_arguments(arguments, [*keys_of(kind), *old_names()])
     for argument in bare:
+        if argument.startswith("-") or not argument:
+            raise RecipeError(f"given {argument!r}, allowed: key=value or --key value")
         if kind.positional and not argument.endswith((".yaml", ".yml")):
             items.insert(0, (kind.positional, argument))
         elif source is None:
