@@ -92,6 +92,22 @@ def read_yaml(text: str, origin: str) -> Any:
         raise RecipeError(f"{origin}: not a value that can be read ({error})") from error
 
 
+class _Dumper(yaml.SafeDumper):
+    """Safe dumper that also quotes what only YAML 1.2 takes for a number, and odd characters."""
+
+
+def _text(dumper: _Dumper, text: str) -> Any:
+    style = None
+    if not text.isprintable():
+        style = '"'
+    elif any(pattern.match(text) for pattern in (_NULL, _BOOL, _INT, _FLOAT)):
+        style = "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def write_yaml(value: Any) -> str:
     """YAML text that any YAML reader, of 1.1 or 1.2, takes for the same value."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
