@@ -228,6 +228,11 @@ class PairLogps:
             )
         return self.rejected.total_P
 
+    @property
+    def margin_P(self) -> Float[Tensor, " pairs"]:
+        """log p(chosen) - log p(rejected) [nats]."""
+        return self.chosen_P - self.rejected_P
+
     def __len__(self) -> int:
         """Number of pairs."""
         return len(self.chosen.total_P)

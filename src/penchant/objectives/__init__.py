@@ -4,9 +4,9 @@ One file per objective; its name is the file's (`dpo_gamma.py` is `dpo-gamma`). 
 frozen dataclass `Objective` that declares
 
     needs   what besides the policy it measures: of "reference", "entropy", "token_kl"
-    input   "pairs", or "chosen" where rejected responses play no part
+    input   "pairs" (the default), or "chosen" where rejected responses play no part
     scope   "pair": each pair stands alone; "step": the whole step decides
-    uses    which further arguments its call takes: scores, soft labels, token counts
+    uses    which further arguments its call takes: scores, soft labels, token counts (default none)
     refuses optional: fields of other objectives that cannot go with it, and why
 
 Any of them that takes pairs can be weighted token by token and can carry an NLL term; a weighting
@@ -128,6 +128,9 @@ def _find(name: str) -> Any:
     found: Any = plugins.find(__name__, "Objective", name)
     found.name = name  # The file name is the only place that says it.
     found.token_weights = None
+    for what, default in (("input", "pairs"), ("uses", frozenset())):
+        if not hasattr(found, what):
+            setattr(found, what, default)
     return found
 
 
