@@ -1,6 +1,7 @@
 """From source rows to token trees: formats, token rules, pairing, planning, the report.
 
 `load(path)` reads comparisons, `build_trees(comparisons, tokenizer)` makes what an engine runs.
+No module here may have the name of a public function: importing it would put it in its place.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _PLACES = {
     "tree": "build",
     "build_trees": "build",
     "report": "build",
-    "DataReport": "report",
+    "DataReport": "data_report",
     "chat_template": "render",
     "plan_steps": "pack",
     "plan_micro_batches": "pack",

@@ -11,11 +11,11 @@ from penchant.data.comparisons import Comparisons
 from penchant.data.pairing import PairPlan, PairSettings
 from penchant.data.plan import BuildSettings, Planned, plan_rows, set_aside
 from penchant.data.render import Renderer, chat_template
-from penchant.data.report import DataReport, SourceReport
+from penchant.data.data_report import DataReport, SourceReport
 from penchant.data.rows import RowError
 from penchant.data.scores import read_soft_labels
 from penchant.data.tokens import Tokenised, tokenise
-from penchant.data.tree import Cuts, TokenSettings, as_tree, cut, prune, usable_pairs
+from penchant.data.trees import Cuts, TokenSettings, as_tree, cut, prune, usable_pairs
 from penchant.errors import DataError
 from penchant.types import Comparison, TokenTree
 

@@ -53,6 +53,7 @@ def load(
     format: str = "auto",
     seed: int = 42,
     decontaminate: Sequence[Any] = (),
+    default_split: str = "train",
 ) -> Comparisons:
     """Reads comparisons.
 
@@ -62,6 +63,7 @@ def load(
         format: a format's name, or "auto": by columns, data set by data set.
         seed: decides which rows a fraction draws.
         decontaminate: files of evaluation prompts; rows that contain one are set aside.
+        default_split: of data sets with several splits, where the source names none.
     Raises:
         MissingFileError: a source is not there.
         DataError: a source is empty, has nothing but broken lines, or no known format.
@@ -72,7 +74,7 @@ def load(
     names: dict[str, str] = {}
     left_out = 0
     for source in parse_sources(path):
-        given = read_source(source, seed)
+        given = read_source(source, seed, default_split)
         left_out += given.left_out
         names[source.name] = _read_rows(given, format, prompts, (rows, set_aside))
     return Comparisons(tuple(rows), tuple(set_aside), left_out, names)

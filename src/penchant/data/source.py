@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,14 @@ def _name(path: str) -> str:
     return path.split(":")[0]
 
 
-def read_source(source: Source, seed: int) -> SourceRows:
+def read_source(source: Source, seed: int, default_split: str = "train") -> SourceRows:
     """Every row of a source, or those that its fraction or number of rows draws.
 
     Raises:
         MissingFileError: nothing has this name.
         DataError: nothing in it, nothing but broken lines, or a file that cannot be read.
     """
-    rows = [_row(source.name, line, value) for line, value in _read(source)]
+    rows = [_row(source.name, line, value) for line, value in _read(source, default_split)]
     if not rows:
         raise DataError(f"{source.path}: holds no rows")
     broken = next((row for row in rows if isinstance(row, SetAside)), None)
@@ -119,34 +119,38 @@ def _row(name: str, line: int, value: Mapping[str, Any] | BrokenLine) -> Row | S
     return Row(name, line, value)
 
 
-def _read(source: Source) -> Iterator[Read]:
+def _read(source: Source, default: str) -> Iterator[Read]:
     path = Path(source.path).expanduser()
     if path.is_file():
         return read_file(path)
     if path.is_dir():
-        return _read_folder(path, source)
+        return _read_folder(path, source, default)
     outer, _, split = source.path.rpartition(":")
     if outer and Path(outer).expanduser().is_dir():
-        return _read_folder(Path(outer).expanduser(), replace(source, split=source.split or split))
+        return _read_folder(
+            Path(outer).expanduser(), replace(source, split=source.split or split), default
+        )
     if _looks_like_file(source.path) or not _HUB_ID.fullmatch(source.path):
         raise MissingFileError(f"no file or folder {source.path}")
     name, _, rest = source.path.partition(":")
     config, _, split = rest.partition(":")
-    return _load_dataset(name, source.config or config or None, source.split or split or None)
+    found = _load_dataset(name, source.config or config or None, source.split or split or None)
+    return _one_split(found, name, None, default)
 
 
 def _looks_like_file(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.lower().endswith((*SUFFIXES, ".gz"))
 
 
-def _read_folder(path: Path, source: Source) -> Iterator[Read]:
+def _read_folder(path: Path, source: Source, default: str) -> Iterator[Read]:
     """A folder that `save_to_disk` left, else one in hub layout, else its data files in order."""
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        return _load_saved(path, source.split)
+        return _one_split(_load_saved(path), str(path), source.split, default)
     inside = sorted(file for file in path.rglob("*") if file.is_file() and _is_data(file))
     if not inside:
         raise DataError(f"{path}: a folder without data files ({', '.join(SUFFIXES)})")
-    return _load_dataset(str(path), source.config, source.split)
+    found = _load_dataset(str(path), source.config, source.split)
+    return _one_split(found, str(path), source.split, default)
 
 
 def _is_data(path: Path) -> bool:
@@ -156,22 +160,21 @@ def _is_data(path: Path) -> bool:
         return False
 
 
-def _load_saved(path: Path, split: str | None) -> Iterator[Read]:
+def _load_saved(path: Path) -> Any:
     import datasets
 
     try:
-        loaded = datasets.load_from_disk(str(path))
+        return datasets.load_from_disk(str(path))
     except Exception as error:
         raise DataError(f"{path}: not a whole saved data set ({_one_line(error)})") from error
-    return _numbered(_one_split(loaded, str(path), split))
 
 
-def _load_dataset(name: str, config: str | None, split: str | None) -> Iterator[Read]:
+def _load_dataset(name: str, config: str | None, split: str | None) -> Any:
     """The ordinary Hugging Face call: offline mode, tokens and cache as users know them."""
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name, config, split=split)
+        return datasets.load_dataset(name, config, split=split)
     except Exception as error:
         if isinstance(error, (FileNotFoundError, ConnectionError)) and not Path(name).exists():
             raise MissingFileError(
@@ -179,22 +182,17 @@ def _load_dataset(name: str, config: str | None, split: str | None) -> Iterator[
                 f"({_one_line(error)})"
             ) from error
         raise DataError(f"{name}: could not be loaded ({_one_line(error)})") from error
-    return _numbered(_one_split(loaded, name, split))
 
 
-def _one_split(loaded: Any, name: str, split: str | None) -> Iterable[Mapping[str, Any]]:
-    """The split asked for; else train; else the only one there is."""
-    if not isinstance(loaded, Mapping):
-        return loaded
-    available: Sequence[str] = [str(key) for key in loaded]
-    wanted = split or ("train" if "train" in available or len(available) > 1 else available[0])
-    if wanted not in available:
-        raise DataError(f"{name}: no split {wanted!r}; it has {', '.join(available)}")
-    return loaded[wanted]
-
-
-def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[Read]:
-    yield from enumerate(rows, start=1)
+def _one_split(loaded: Any, name: str, split: str | None, default: str) -> Iterator[Read]:
+    """The rows of the split asked for, else of the only one, else of the default one."""
+    if isinstance(loaded, Mapping):
+        available = [str(key) for key in loaded]
+        wanted = split or (available[0] if len(available) == 1 else default)
+        if wanted not in available:
+            raise DataError(f"{name}: no split {wanted!r}; it has {', '.join(available)}")
+        loaded = loaded[wanted]
+    return enumerate(loaded, start=1)
 
 
 def _one_line(error: BaseException) -> str:

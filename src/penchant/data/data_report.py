@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.data.rows import SetAside
-from penchant.data.tree import Cuts
+from penchant.data.trees import Cuts
 from penchant.errors import DataError
 from penchant.types import TokenTree
 
