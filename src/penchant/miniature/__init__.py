@@ -26,7 +26,7 @@ _PLACES = {
     "Sizes": "folder",
     "write": "folder",
 }
-__all__ = [*_PLACES]  # noqa: PLE0604
+__all__ = [*_PLACES]
 
 
 def __getattr__(name: str) -> Any:
