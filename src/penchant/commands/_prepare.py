@@ -1,0 +1,120 @@
+"""From a recipe to a job: what `train` and `sft` share. Nothing is written here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penchant.data.config import DataConfig
+from penchant.errors import DataError
+from penchant.recipe import SftRecipe, TrainRecipe, dump_recipe
+
+if TYPE_CHECKING:
+    from penchant.data import DataReport
+    from penchant.train.fit import Job
+    from penchant.types import TokenTree
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Training and evaluation data as token trees, with their reports."""
+
+    train: list[TokenTree]
+    eval: list[TokenTree]
+    report: DataReport
+    eval_report: DataReport | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What data_report.json holds: the training data's report, evaluation's inside it."""
+        evaluation = self.eval_report.to_dict() if self.eval_report else None
+        return {**self.report.to_dict(), "eval": evaluation}
+
+
+def prepare_job(recipe: TrainRecipe | SftRecipe, objective: Any, **settings: Any) -> Job:
+    """Tokenizer, data and model config, held against each other; the weights come later.
+
+    Args:
+        settings: of `penchant.data.build_trees`, beyond the recipe's data section.
+    """
+    from penchant.data.render import chat_template
+    from penchant.models import load
+    from penchant.train.fit import Job
+
+    hub = {
+        "revision": recipe.model.revision,
+        "trust_remote_code": recipe.model.trust_remote_code,
+    }
+    tokenizer = load.load_tokenizer(recipe.model.path, **hub)
+    load.check_fit(load.load_config(recipe.model.path, **hub), tokenizer, recipe.model.path)
+    if objective.token_weights is not None:
+        settings["mark"] = marker(objective.token_weights, tokenizer)
+    trees = read_trees(recipe.data, tokenizer, recipe.training.seed, settings)
+    if recipe.data.chat_template is not None:
+        # The template goes with the model, so that it is used as it was trained.
+        tokenizer.chat_template = chat_template(recipe.data.chat_template)
+    return Job(
+        model=recipe.model,
+        reference=recipe.reference if isinstance(recipe, TrainRecipe) else None,
+        objective=objective,
+        tokenizer=tokenizer,
+        train_trees=trees.train,
+        eval_trees=trees.eval,
+        training=recipe.training,
+        folder=Path(recipe.output_dir),
+        recipe_text=dump_recipe(recipe),
+        data_report=trees.to_dict(),
+    )
+
+
+def read_trees(config: DataConfig, tokenizer: Any, seed: int, settings: dict[str, Any]) -> Trees:
+    """Training and evaluation data of a recipe; prints what was understood.
+
+    Raises DataError where nothing is usable, or evaluation rows are training rows.
+    """
+    from penchant.data import build_trees, load, same_rows, split
+
+    train = load(
+        [source.model_dump() for source in config.train],
+        format=config.format,
+        seed=seed,
+        decontaminate=config.decontaminate,
+    )
+    evaluation = None
+    if config.eval:
+        sources = [source.model_dump() for source in config.eval]
+        evaluation = load(sources, format=config.format, seed=seed)
+    elif config.eval_fraction is not None:
+        train, evaluation = split(train, config.eval_fraction, seed)
+    settings = settings | _settings(config, seed)
+    trees, report = build_trees(train, tokenizer, **settings)
+    report.print()
+    if evaluation is None:
+        return Trees(trees, [], report, None)
+    shared = same_rows(train, evaluation)
+    if shared == len(evaluation):
+        raise DataError(
+            f"data.eval holds the same rows as data.train (all {shared}); give other rows"
+        )
+    eval_trees, eval_report = build_trees(evaluation, tokenizer, **settings)
+    if shared:
+        eval_report.notes.append(f"{shared} rows of data.eval are also in data.train")
+    eval_report.print()
+    return Trees(trees, eval_trees, report, eval_report)
+
+
+def marker(weighting: Any, tokenizer: Any) -> Any:
+    """(chosen_ids, rejected_ids) -> PairMarks, with the weighting's stop words left unmarked."""
+    ignored = weighting.ignored_ids(tokenizer)
+    return lambda chosen, rejected: weighting.mark(chosen, rejected, ignored)
+
+
+def _settings(config: DataConfig, seed: int) -> dict[str, Any]:
+    own = {
+        "train", "eval", "eval_fraction", "format", "decontaminate", "soft_labels",
+    }  # fmt: skip
+    settings = {name: getattr(config, name) for name in DataConfig.model_fields if name not in own}
+    if config.soft_labels is not None:
+        settings["soft_labels"] = config.soft_labels.path
+        settings["soft_labels_below_half"] = config.soft_labels.below_half
+    return settings | {"seed": seed}

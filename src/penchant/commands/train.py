@@ -1,0 +1,33 @@
+"""Trains a policy on preference pairs with any objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from penchant.errors import RecipeError
+from penchant.recipe import TrainRecipe
+
+
+def run(recipe: TrainRecipe, dry_run: bool = False) -> dict[str, Any]:
+    """Writes the run folder; returns what its summary.json holds."""
+    from penchant import objectives
+    from penchant.commands._prepare import prepare_job
+
+    objective = objectives.load(**recipe.objective)
+    check_soft_labels(recipe, objective)
+    needs_scores = "score_chosen_P" in objective.uses and recipe.data.soft_labels is None
+    job = prepare_job(recipe, objective, use="pairs", needs_scores=needs_scores)
+
+    from penchant.train.fit import fit, predict
+
+    return predict(job) if dry_run else fit(job)
+
+
+def check_soft_labels(recipe: TrainRecipe, objective: Any) -> None:
+    """Raises RecipeError for soft labels that the objective would ignore."""
+    if recipe.data.soft_labels is None or "soft_label_P" in objective.uses:
+        return
+    raise RecipeError(
+        f"data.soft_labels is given, but objective {objective.name} does not use soft labels; "
+        "take objective=mmpo, or leave data.soft_labels out"
+    )
