@@ -16,7 +16,8 @@ from penchant.recipe.text import read_yaml, write_yaml
 BASE = {"model": "m", "data": "d.jsonl", "output_dir": "o"}
 KEYS = [*keys_of(recipe_class("train")), *old_names(), *REFUSED, "objective.beta", "data.train.0"]
 ODD = """none|null||[]|{}|1|-1|1e400|.nan|.inf|true|[a, {b: c}]|{path: p}|{name: x}|[[|&a [*a]
-!!int x|{a: 1, a: 2}|[1]|{a/b: 0.5}|[{path: a}]|0x|0o9|- a|a: b: c|'|"\\0"|? [x]|5e-7|010|yes|2024-01-01"""
+!!int x|{a: 1, a: 2}|[1]|{a/b: 0.5}|[{path: a}]|0x|0o9
+- a|a: b: c|'|"\\0"|? [x]|5e-7|010|yes|2024-01-01"""
 VALUES = st.one_of(
     st.text(max_size=20), st.sampled_from([*ODD.replace("\n", "|").split("|"), "9" * 5000])
 )
@@ -32,7 +33,7 @@ def _check(arguments: list[str] | dict[str, Any], source: Any = BASE) -> None:
     assert load_recipe("train", read_yaml(dump_recipe(recipe), "dump")) == recipe
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=3))
 def test_known_keys_with_any_values(items: list[tuple[str, str]]) -> None:
     _check([f"{key}={value}" for key, value in items])
@@ -51,7 +52,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), JSON, min_size=1, max_size=3))
 def test_any_python_values(overrides: dict[str, Any]) -> None:
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from penchant.errors import RecipeError
@@ -69,16 +70,11 @@ DERIVED: dict[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
     "lora_all_linear": lambda value, given: (
         derived.adapter("targets", "all-linear", given) if value else {}
     ),
-    **{
-        old: lambda value, given, field=field: derived.adapter(field, value, given)
-        for old, field in {
-            "lora_r": "r",
-            "lora_rank": "r",
-            "lora_alpha": "alpha",
-            "lora_dropout": "dropout",
-            "lora_target_modules": "targets",
-        }.items()
-    },
+    "lora_r": partial(derived.adapter, "r"),
+    "lora_rank": partial(derived.adapter, "r"),
+    "lora_alpha": partial(derived.adapter, "alpha"),
+    "lora_dropout": partial(derived.adapter, "dropout"),
+    "lora_target_modules": partial(derived.adapter, "targets"),
     "load_in_4bit": lambda value, _: {"model.quantization": "4bit"} if value else {},
     "load_in_8bit": lambda value, _: {"model.quantization": "8bit"} if value else {},
     "bf16": lambda value, _: {"model.dtype": "bfloat16"} if value else {},

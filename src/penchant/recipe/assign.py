@@ -105,7 +105,7 @@ def unknown_key(key: str, keys: Iterable[str], old: Iterable[str] = ()) -> Recip
     """The error for a key that does not exist, with the nearest one that does."""
     found = nearest(key, [*keys, *old])
     hint = f"did you mean {found}?" if found else "see --help for all keys"
-    return RecipeError(f"unknown key {key}; {hint}")
+    return RecipeError(f"unknown key {key if key.isprintable() else repr(key)}; {hint}")
 
 
 def _stands_for_itself(value: Any, main: str) -> bool:

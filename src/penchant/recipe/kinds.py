@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -47,6 +48,7 @@ class TrainRecipe(Recipe):
     @field_validator("objective", mode="before")
     @classmethod
     def _named(cls, given: Any) -> Any:
+        check_finite("objective", given)
         return named_mapping(given, default={"name": "dpo"}, nested="token_weights")
 
     @model_validator(mode="after")
@@ -124,6 +126,12 @@ class InitRecipe(Recipe):
     config: dict[str, Any] = {}
     """Further keys of the architecture's configuration."""
 
+    @field_validator("config", mode="before")
+    @classmethod
+    def _finite(cls, given: Any) -> Any:
+        check_finite("config", given)
+        return given
+
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.hidden_size % self.num_heads:
@@ -193,6 +201,18 @@ def named_mapping(given: Any, *, default: Mapping[str, Any], nested: str) -> Any
     if not isinstance(named["name"], str) or not named["name"]:
         raise ValueError(f"objective.name: given {named['name']!r}, allowed: text")
     return named
+
+
+def check_finite(path: str, value: Any) -> None:
+    """Raises ValueError for infinite numbers and NaN in what the recipe does not check itself."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{path}: given {value}, allowed: a finite number")
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            check_finite(f"{path}.{key}", one)
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            check_finite(path, one)
 
 
 def check_evaluation(training: TrainingConfig, data: DataConfig) -> None:

@@ -49,9 +49,11 @@ def load_recipe(
     if kind is None:
         raise RecipeError(f"{command} takes no recipe")
     keys = keys_of(kind)
-    if overrides is not None and not isinstance(overrides, Mapping):
-        source, overrides = _from_arguments(overrides, kind, source)
-    items = [*_source_items(source), *_override_items(overrides)]
+    if overrides is None or isinstance(overrides, Mapping):
+        changes = flat_overrides(overrides or {})
+    else:
+        source, changes = _from_arguments(overrides, kind, source)
+    items = [*_source_items(source), *changes]
     built = build(items, keys, note or _note_on_stderr)
     try:
         return kind.model_validate(built)
@@ -89,12 +91,6 @@ def _source_items(source: Source) -> list[Item]:
     return flat_overrides(content)
 
 
-def _override_items(overrides: Mapping[str, Any] | list[Item] | None) -> list[Item]:
-    if isinstance(overrides, Mapping):
-        return flat_overrides(overrides)
-    return overrides or []
-
-
 def _from_arguments(
     arguments: Sequence[str], kind: type[Recipe], source: Source
 ) -> tuple[Source, list[Item]]:
@@ -115,8 +111,14 @@ def _from_arguments(
 
 
 def _first_error(error: ValidationError, keys: Mapping[str, Key]) -> RecipeError:
-    """One line for the first of pydantic's errors; unknown keys come first."""
-    found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")[0]
+    """One line for the first of pydantic's errors: unknown keys, then in the order of the keys."""
+    places = {path: place for place, path in enumerate(keys)}
+
+    def rank(one: Any) -> tuple[bool, int]:
+        place = places.get(_dotted(one["loc"], keys), len(places))
+        return one["type"] != "extra_forbidden", place
+
+    found = min(error.errors(), key=rank)
     path = _dotted(found["loc"], keys)
     if found["type"] == "extra_forbidden":
         old = old_names() if "." not in path else ()
