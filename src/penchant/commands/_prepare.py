@@ -41,7 +41,7 @@ def prepare_job(recipe: TrainRecipe | SftRecipe, objective: Any, **settings: Any
     from penchant.models import load
     from penchant.train.fit import Job
 
-    hub = {
+    hub: dict[str, Any] = {
         "revision": recipe.model.revision,
         "trust_remote_code": recipe.model.trust_remote_code,
     }

@@ -54,6 +54,25 @@ def new_model(
     Raises:
         ModelError: no such architecture, or a key that its config does not know.
     """
+    values = _config_values(tokenizer, architecture, sizes, defaults or {})
+    try:
+        config = AutoConfig.for_model(architecture, **values)
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"no {architecture} can be made of these sizes: {error}") from error
+    ends = {tokenizer.eos_token_id, tokenizer.get_vocab().get(CHATML_TOKENS[1])} - {None}
+    model.generation_config.eos_token_id = sorted(ends)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _config_values(
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: str,
+    sizes: dict[str, Any],
+    defaults: dict[str, Any],
+) -> dict[str, Any]:
     try:
         config = AutoConfig.for_model(architecture)
     except ValueError as error:
@@ -68,25 +87,14 @@ def new_model(
     }
     values = special | {k: v for k, v in sizes.items() if v is not None}
     known = set(config.to_dict()) | set(config.attribute_map)
-    own = {
-        "intermediate_size": round(values["hidden_size"] / 12) * 32,
-        **{k: v for k, v in (defaults or {}).items() if v is not None},
-    }
-    values = {k: v for k, v in own.items() if k in known} | values
-    if "head_dim" in known:
-        values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
-    if "num_key_value_heads" in known:
-        values.setdefault("num_key_value_heads", values["num_attention_heads"])
     unknown = sorted(set(values) - known - set(special))
     if unknown:
         raise ModelError(f"the config of {architecture} has no key {', '.join(unknown)}")
-    try:
-        config = AutoConfig.for_model(architecture, **values)
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"no {architecture} can be made of these sizes: {error}") from error
-    ends = {tokenizer.eos_token_id, tokenizer.get_vocab().get(CHATML_TOKENS[1])} - {None}
-    model.generation_config.eos_token_id = sorted(ends)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
+    # The architecture's own defaults are those of its largest release.
+    scaled = {
+        "intermediate_size": round(values["hidden_size"] / 12) * 32,
+        "head_dim": values["hidden_size"] // values["num_attention_heads"],
+        "num_key_value_heads": values["num_attention_heads"],
+        **{k: v for k, v in defaults.items() if v is not None},
+    }
+    return {k: v for k, v in scaled.items() if k in known} | values

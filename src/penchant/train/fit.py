@@ -58,6 +58,10 @@ def fit(job: Job) -> dict[str, Any]:
     Raises RecipeError before anything is written, NonFiniteLossError while training.
     """
     run_folder.check_free(job.folder, job.recipe_text, resume=job.training.resume)
+    done = run_folder.finished(job.folder)
+    if done is not None:
+        print(f"{job.folder} holds this run, finished; nothing to do")
+        return done
     found = checkpoint.find_checkpoint(job.folder, job.training.resume)
     accelerator = _accelerator(job)
     dtype = load.compute_dtype(job.model.path, job.model.dtype, **_hub(job.model))
@@ -101,7 +105,7 @@ def predict(job: Job) -> dict[str, Any]:
         "token_budget": budget,
         "parameters": size.parameters,
         "estimated_peak_bytes": plan.estimate_memory(size, largest, trainable=trainable),
-        "estimated_seconds": round(seconds, 1),
+        "estimated_seconds": float(f"{seconds:.2g}"),
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
     }

@@ -47,6 +47,12 @@ def check_free(folder: Path, recipe_text: str, *, resume: str) -> None:
         )
 
 
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run that is done, else None."""
+    path = folder / SUMMARY
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
 def start(folder: Path, recipe_text: str, data_report: Mapping[str, Any]) -> None:
     """Writes what is known before the first update."""
     folder.mkdir(parents=True, exist_ok=True)
