@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -246,7 +247,30 @@ def test_formats_divide_every_set_of_their_columns():
     names = ["prompt", "question", "chosen", "rejected", "chatgpt", "llama2-13b-chat", "system"]
     for bits in range(2 ** len(names)):
         columns = frozenset(name for place, name in enumerate(names) if bits >> place & 1)
-        assert not (prefer.matches(columns, {}) and orca.matches(columns, {}))
+        for row in ({}, {"chosen": []}):
+            assert not (prefer.matches(columns, row) and orca.matches(columns, row))
+
+
+@pytest.mark.parametrize("column", ["input", "instruction", "system"])
+def test_strings_whose_prompt_has_another_name_are_refused(tmp_path, column):
+    """Read as pairs without a prompt they would train on answers to nothing."""
+    row = {column: "Q", "chosen": "yes", "rejected": "no"}
+    with pytest.raises(DataError, match="rename the columns"):
+        read_one(tmp_path, row)
+    whole = {"question": "Q", "chosen": [ask("Q"), say("yes")], "rejected": [ask("Q"), say("no")]}
+    assert read_one(tmp_path, whole).format == "preference"
+
+
+def test_a_row_nested_too_deep_is_set_aside(tmp_path):
+    deep = {"role": "assistant", "content": "x", "extra": 0}
+    nested = json.dumps(preference_row(1, chosen=[deep], rejected=[deep], score_chosen="HERE"))
+    brackets = "[" * 950, "]" * 950
+    lines = [
+        nested.replace('"extra": 0', '"extra": ' + "".join(brackets)),
+        nested.replace('"HERE"', "1".join(brackets)),
+    ]
+    loaded = data.load(write_rows(tmp_path / "deep.jsonl", [preference_row(0), *lines]))
+    assert len(loaded) == 1 and loaded.rows_in == 3
 
 
 def test_a_damaged_first_row_does_not_decide_the_format(tmp_path):

@@ -222,6 +222,21 @@ def test_a_template_that_refuses_a_row_sets_it_aside():
     assert report.examples["template_error"][0]["detail"] == "no system turn"
 
 
+def test_half_a_surrogate_pair_that_a_template_prints_is_set_aside(tmp_path):
+    tokenizer = bpe_tokenizer.__wrapped__()
+    tokenizer.chat_template = "{{ mood }}" + data.chat_template("chatml")
+    odd = read_one(tmp_path, preference_row(chat_template_kwargs={"mood": "\ud800"}))
+    good = read_one(tmp_path, preference_row(1))
+    trees, report = data.build_trees([odd, good], tokenizer)
+    assert len(trees) == 1 and report.set_aside == {"bad_text": 1}
+
+
+def test_responses_without_pairs_or_scores_make_a_tree_without_pairs():
+    lone = Comparison(row_id="s:1", prompt="Which?", responses=(" Seven", " three", " two"))
+    tree = data.tree(lone, bpe_tokenizer())
+    assert tree.pairs_P2 == () and len(tree.response_ids) == 3
+
+
 def test_tools_reach_the_template(tmp_path):
     tokenizer = bpe_tokenizer.__wrapped__()
     tokenizer.chat_template = (

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from penchant.data.comparisons import Comparisons
+from penchant.data.data_report import DataReport, SourceReport
 from penchant.data.pairing import PairPlan, PairSettings
 from penchant.data.plan import BuildSettings, Planned, plan_rows, set_aside
 from penchant.data.render import Renderer, chat_template
-from penchant.data.data_report import DataReport, SourceReport
 from penchant.data.rows import RowError
 from penchant.data.scores import read_soft_labels
 from penchant.data.tokens import Tokenised, tokenise
@@ -63,10 +63,11 @@ def tree(comparison: Comparison, tokenizer: Any, **settings: Any) -> TokenTree:
     Raises DataError where the row would be set aside.
     """
     build, pair, token = _split_settings(settings)
-    if comparison.pairs is None and comparison.scores is None:
-        build = replace(build, use="chosen")
     report = DataReport()
-    planned = plan_rows([comparison], build, pair, report, every_response=True)
+    if comparison.pairs is None and comparison.scores is None:
+        planned = [Planned(comparison, PairPlan((), None, ()))]
+    else:
+        planned = plan_rows([comparison], build, pair, report, every_response=True)
     made = _tokenise(planned, tokenizer, token, report, pruned=False)
     if not made:
         reason, (example, *_) = next(iter(report.examples.items()))
@@ -106,7 +107,8 @@ def _build(
         report.sources.setdefault(row.source, SourceReport(row.format))
     planned = plan_rows(rows, build, pair, report)
     trees = _tokenise(planned, tokenizer, token, report)
-    if tokenizer.chat_template is not None and any(isinstance(p.row.prompt, str) for p in planned):
+    has_template = tokenizer.chat_template is not None or token.chat_template is not None
+    if has_template and any(isinstance(one.row.prompt, str) for one in planned):
         report.notes.append(
             "plain strings are used as they are, without the chat template; give messages "
             "(role, content) to have it applied"

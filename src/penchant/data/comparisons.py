@@ -98,6 +98,9 @@ def _read_rows(
             comparison = module.read(row.value, row.row_id, row.source)
             if prompts is not None:
                 prompts.check(comparison)
+        except RecursionError:
+            detail = "nested too deep"
+            set_aside.append(SetAside(row.source, row.line, "broken_line", detail))
         except RowError as error:
             shown = excerpt(row.value)
             set_aside.append(SetAside(row.source, row.line, error.reason, error.detail, shown))
@@ -107,10 +110,10 @@ def _read_rows(
 
 
 def content_key(text: Text) -> Any:
-    """Hashable and equal for texts that say the same to a model."""
+    """Hashable, and equal for texts that say the same."""
     if isinstance(text, str):
         return text
-    return tuple(tuple(sorted((key, repr(value)) for key, value in turn.items())) for turn in text)
+    return tuple((turn["role"], turn["content"]) for turn in text)
 
 
 def prompt_key(comparison: Comparison) -> Any:

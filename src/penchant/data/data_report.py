@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penchant.data.rows import SetAside
+from penchant.data.rows import SetAside, excerpt
 from penchant.data.trees import Cuts
 from penchant.errors import DataError
 from penchant.types import TokenTree
@@ -77,7 +77,8 @@ class DataReport:
             counts[row.reason] = counts.get(row.reason, 0) + 1
         shown = self.examples.setdefault(row.reason, [])
         if len(shown) < _NUM_EXAMPLES:
-            shown.append({key: value for key, value in asdict(row).items() if key != "reason"})
+            given = {key: value for key, value in asdict(row).items() if key != "reason"}
+            shown.append({**given, "detail": excerpt(row.detail)})
 
     def add_tree(self, source: str, tree: TokenTree, cuts: Cuts, dropped: Sequence[str]) -> None:
         """Counts a row that is used, and the pairs it lost on its way."""

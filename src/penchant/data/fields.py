@@ -95,6 +95,8 @@ def score(value: Any, name: str) -> float:
     if value is None:
         return math.nan
     if isinstance(value, (list, tuple)):
+        if any(isinstance(rating, (list, tuple)) for rating in value):
+            raise RowError("wrong_type", f"{name} holds lists within a list, not numbers")
         ratings = [score(rating, name) for rating in value]
         return sum(ratings) / len(ratings) if ratings else math.nan
     if isinstance(value, str) and not value.strip():

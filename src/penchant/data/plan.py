@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from penchant.data.comparisons import prompt_key
+from penchant.data.data_report import DataReport
 from penchant.data.fields import plain_text
 from penchant.data.pairing import PairPlan, PairSettings, cap_pairs, plan_pairs
 from penchant.data.render import Rendered
-from penchant.data.data_report import DataReport
 from penchant.data.rows import RowError, SetAside, excerpt
 from penchant.data.scores import Transform, transform_scores
 from penchant.errors import DataError

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from penchant.data import fields
 from penchant.data.rows import RowError
 from penchant.errors import DataError, MissingFileError
 from penchant.types import Comparison, Message
@@ -105,6 +106,7 @@ class Renderer:
         wholes = tuple(self._apply(prompt + branch, kwargs, False) for branch in branches)
         for whole in wholes:
             _require_prefix(whole, head)
+            fields.checked_string(whole, "what the template prints")
         scored = tuple(
             None if answers and len(branch) == 1 else self._spans(prompt, branch, whole, kwargs)
             for branch, whole in zip(branches, wholes, strict=True)

@@ -59,7 +59,7 @@ def excerpt(value: Any) -> str:
         try:
             value = json.dumps(value, ensure_ascii=False, default=str)
         except (ValueError, RecursionError):
-            value = repr(value)
+            value = f"({type(value).__name__} too deep to show)"
     flat = " ".join(value.split())
     flat = flat.encode("utf-8", "backslashreplace").decode("utf-8")
     return flat if len(flat) <= EXCERPT_LENGTH else flat[: EXCERPT_LENGTH - 1] + "…"

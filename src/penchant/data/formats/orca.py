@@ -22,7 +22,8 @@ REJECTED = ("rejected", "llama2-13b-chat")
 def matches(columns: frozenset[str], row: Mapping[str, Any]) -> bool:
     """question in place of a prompt, and one spelling of each side."""
     sides = columns.intersection(CHOSEN) and columns.intersection(REJECTED)
-    return bool(sides) and "question" in columns and "prompt" not in columns
+    strings = not isinstance(row.get("chosen"), list)
+    return bool(sides) and "question" in columns and "prompt" not in columns and strings
 
 
 def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:

@@ -16,10 +16,17 @@ from penchant.types import Comparison, Text
 
 NAME = "preference"
 
+_ELSEWHERE = {"question", "instruction", "input", "query", "history", "context", "system"}
+
 
 def matches(columns: frozenset[str], row: Mapping[str, Any]) -> bool:
-    """chosen and rejected; a `question` in place of the prompt is orca's."""
-    return {"chosen", "rejected"} <= columns and ("prompt" in columns or "question" not in columns)
+    """chosen and rejected, and either a prompt or nowhere else that it could be.
+
+    Strings beside a `question` are orca's; beside an `input`, say, they would lose their prompt.
+    """
+    if not {"chosen", "rejected"} <= columns:
+        return False
+    return "prompt" in columns or isinstance(row.get("chosen"), list) or not columns & _ELSEWHERE
 
 
 def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
