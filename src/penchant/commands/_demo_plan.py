@@ -62,31 +62,26 @@ def miniature_settings(recipe: DemoRecipe, place: Place) -> dict[str, Any]:
 
 
 def sft_settings(recipe: DemoRecipe, place: Place) -> dict[str, Any]:
-    """Overrides for `penchant sft`."""
+    """Overrides of the miniature's `sft.yaml`, whose paths are relative to its folder."""
     return {
         "model.path": str(place.world / "model"),
         "data.train": str(place.world / "sft.jsonl"),
-        "data.max_length": 256,
-        "training.learning_rate": 3e-3,
-        "training.num_train_epochs": 5.0,
-        "training.batch_size": 32,
         **_shared(recipe, place, START),
     }
 
 
 def train_settings(recipe: DemoRecipe, place: Place, name: str) -> dict[str, Any]:
-    """Overrides for `penchant train`: the same for every objective but the objective itself."""
-    pairs = "pairs_flipped.jsonl" if name == CONTROL else "pairs.jsonl"
+    """Overrides of the miniature's `train.yaml`: all the same but the objective.
+
+    The control is dpo on the same pairs with their labels turned round.
+    """
+    pairs = "flipped_pairs.jsonl" if name == CONTROL else "pairs.jsonl"
     objective = "dpo" if name == CONTROL else name
     return {
         "model.path": str(place.run(START)),
         "data.train": str(place.world / pairs),
         "data.eval": str(place.world / "eval_pairs.jsonl"),
-        "data.max_length": 256,
         "objective": dict(OBJECTIVES.get(objective, {"name": objective})),
-        "training.learning_rate": 3e-4,
-        "training.num_train_epochs": 1.0,
-        "training.batch_size": 32,
         **_shared(recipe, place, name),
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from penchant import compare
@@ -51,16 +52,16 @@ def _against(start: Measured, one: Measured) -> dict[str, Any]:
 
 def print_table(found: Figures, num_prompts: int, title: str, console: Console) -> None:
     """The table on the terminal."""
-    table = Table(title=title, caption=f"{num_prompts} held-out prompts; [95 % interval]")
+    table = Table(title=title, caption=escape(f"{num_prompts} held-out prompts; [95 % interval]"))
     table.add_column("policy")
-    for heading in ("gold reward", "win rate against SFT", "KL [nats]", "length", "held-out acc."):
-        table.add_column(heading, justify="right")
+    for heading in ("gold reward", "win rate vs SFT", "KL [nats]", "length", "held-out acc."):
+        table.add_column(escape(heading), justify="right", no_wrap=True)
     for name, row in found.items():
         gold, win, kl = row["gold_reward"], row.get("win_rate"), row.get("kl_from_start")
         table.add_row(
             name,
-            f"{gold['mean']:.3f} {_bracket(gold['interval'], 3)}",
-            f"{100 * win['rate']:.1f} % {_bracket(win['interval'], 1, 100)}" if win else "-",
+            f"{gold['mean']:.3f}",
+            _with_interval(win) if win else "-",
             f"{kl['mean']:.2f}" if kl else "-",
             f"{row['mean_length']:.1f}",
             f"{100 * row['held_out_accuracy']:.1f} %" if win else "-",
@@ -68,10 +69,10 @@ def print_table(found: Figures, num_prompts: int, title: str, console: Console) 
     console.print(table)
 
 
-def _bracket(interval: Sequence[float], decimals: int, scale: float = 1.0) -> str:
-    # Escaped: rich reads [x] as a style.
-    low, high = (f"{scale * value:.{decimals}f}" for value in interval)
-    return f"\\[{low}, {high}]"
+def _with_interval(win: Mapping[str, Any]) -> str:
+    """64.1 % [61.0, 67.1]"""
+    low, high = (f"{100 * value:.1f}" for value in win["interval"])
+    return escape(f"{100 * win['rate']:.1f} % [{low}, {high}]")
 
 
 def report(
@@ -127,7 +128,7 @@ def _example(number: int, row: Mapping[str, Any], measured: Mapping[str, Measure
     answers = [
         Answer(
             name=name,
-            text=one.text_N[number],
+            text=one.text_N[number].strip(),
             reward=one.reward_N[number],
             is_cut=one.cut_N[number],
         )

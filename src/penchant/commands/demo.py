@@ -80,8 +80,8 @@ class _Clock:
     def __init__(self, steps: list[tuple[Place, str]]) -> None:
         self._total, self._number = len(steps), 0
         self._left = sum(self._usual(name) for _, name in steps)
-        self._done = 0.0
-        self._start = time.monotonic()
+        self._done = self._spent = 0.0
+        self._start = self._step_start = time.monotonic()
 
     def _usual(self, name: str) -> float:
         return self._USUAL.get(name, self._USUAL_TRAINING)
@@ -93,7 +93,8 @@ class _Clock:
     def line(self, place: Place, name: str) -> str:
         """What is said before a step."""
         self._number += 1
-        pace = self.seconds() / self._done if self._done else 1.0
+        self._step_start = time.monotonic()
+        pace = self._spent / self._done if self._done else 1.0
         minutes, seconds = divmod(round(self._left * pace), 60)
         what = "the miniature world" if name == "miniature" else name
         return (
@@ -102,9 +103,12 @@ class _Clock:
         )
 
     def advance(self, name: str) -> None:
-        """A step is done."""
+        """A step is done; one that was there already says nothing of the pace."""
         self._left -= self._usual(name)
-        self._done += self._usual(name)
+        took = time.monotonic() - self._step_start
+        if took > 1:
+            self._done += self._usual(name)
+            self._spent += took
 
 
 def _make(recipe: DemoRecipe, place: Place, name: str) -> None:
@@ -118,27 +122,24 @@ def _make(recipe: DemoRecipe, place: Place, name: str) -> None:
         return
     if not (place.run(name) / "summary.json").is_file():
         if name == plan.START:
-            run_command("sft", overrides=plan.sft_settings(recipe, place))
+            run_command("sft", place.world / "sft.yaml", plan.sft_settings(recipe, place))
         else:
-            run_command("train", overrides=plan.train_settings(recipe, place, name))
+            settings = plan.train_settings(recipe, place, name)
+            run_command("train", place.world / "train.yaml", settings)
     measure(place, name, _prompts(recipe, place))
 
 
 def _make_world(recipe: DemoRecipe, place: Place) -> None:
-    """The miniature, and its pairs with the labels turned round for the control."""
+    """The miniature's files."""
     from penchant.commands import _demo_plan as plan
     from penchant.commands import run as run_command
     from penchant.commands._demo_measure import write_whole
-    from penchant.miniature.world import flipped
 
     finished = place.folder / "miniature.finished"
     if not finished.is_file():
         # What an interrupted run left there is ours to replace: the stamp says so.
         shutil.rmtree(place.world, ignore_errors=True)
         run_command("miniature", overrides=plan.miniature_settings(recipe, place))
-        turned = flipped(_rows(place.world / "pairs.jsonl"))
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in turned)
-        write_whole(place.world / "pairs_flipped.jsonl", text)
         write_whole(finished, "")
 
 
@@ -172,9 +173,12 @@ def _finish(
         "seeds": {str(seed): found for seed, found in by_seed.items()},
         "page": str(folder / "index.html"),
     }
-    write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
-    console.print(f"page: {folder / 'index.html'}   figures: {folder / 'results.json'}")
-    return results
+    text = json.dumps(results, indent=2) + "\n"
+    write_whole(folder / "results.json", text)
+    said = f"page: {folder / 'index.html'}\nfigures: {folder / 'results.json'}"
+    console.print(said, soft_wrap=True, highlight=False)
+    as_read_back: dict[str, Any] = json.loads(text)
+    return as_read_back
 
 
 def _facts(recipe: DemoRecipe, place: Place) -> list[tuple[str, str]]:
