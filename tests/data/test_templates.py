@@ -9,7 +9,15 @@ import pytest
 from penchant import data
 from penchant.data.render import shipped_templates
 from penchant.errors import DataError, MissingFileError
-from tests.data.samples import ask, bpe_tokenizer, preference_row, read_one, say, write_rows
+from tests.data.samples import (
+    ask,
+    bpe_tokenizer,
+    preference_row,
+    read_one,
+    say,
+    spaced_tokenizer,
+    write_rows,
+)
 from tests.shared import shared_folder
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -58,6 +66,28 @@ def test_several_turns_keep_the_prefix_rule(tmp_path, name):
             data.load(path), tokenizer, chat_template=name, use="chosen", train_on=train_on
         )
         assert len(trees) == 2 and not report.set_aside
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+@pytest.mark.parametrize("spaced", [False, True])
+def test_ids_equal_the_template_of_the_whole_for_both_kinds_of_tokenizer(tmp_path, name, spaced):
+    """Tokenising from the prompt's last special token on changes nothing, spaces included."""
+    tokenizer = spaced_tokenizer() if spaced else bpe_tokenizer(has_bos=True)
+    end = tokenizer.eos_token
+    turns = [SYSTEM, ask("Which is larger?"), say(f"three{end}"), ask("  Sure? "), say("Seven.")]
+    rejected = [*turns[:-1], say(" no")]
+    row = {"chosen": turns, "rejected": rejected}
+    trees, report = data.build_trees(
+        [read_one(tmp_path, row)], tokenizer, chat_template=name, max_length=4096
+    )
+    differing = 0
+    for whole, ids in zip((turns, rejected), trees[0].response_ids, strict=True):
+        expected = tokenizer.apply_chat_template(
+            whole, chat_template=data.chat_template(name), return_dict=False
+        )
+        differing += [*trees[0].prompt_ids, *ids] != expected
+    # Only plain prints nothing between prompt and response, so that a token may span the border.
+    assert differing == report.prefix_retokenised == (1 if name == "plain" else 0)
 
 
 def test_a_jinja_file_serves_as_a_template(tmp_path):
