@@ -12,6 +12,8 @@ from penchant.recipe import DemoRecipe
 START = "sft"
 CONTROL = "dpo-flipped"
 MAX_NEW_TOKENS = 64
+NUM_SFT = 16_384
+"""Two epochs of these: a start that is neither trivial nor hopeless."""
 OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     "dpo": {"name": "dpo", "beta": 0.1},
     "mmpo": {"name": "mmpo", "beta": 0.1, "bt_beta": 0.5},
@@ -56,7 +58,7 @@ def policies(recipe: DemoRecipe) -> list[str]:
 
 def miniature_settings(recipe: DemoRecipe, place: Place) -> dict[str, Any]:
     """Overrides for `penchant miniature`."""
-    sizes = _QUICK_ROWS if recipe.quick else {}
+    sizes = _QUICK_ROWS if recipe.quick else {"num_sft": NUM_SFT}
     held_out = min(recipe.num_prompts, 16) if recipe.quick else recipe.num_prompts
     return {"output_dir": str(place.world), "seed": place.seed, **sizes, "num_held_out": held_out}
 

@@ -52,9 +52,13 @@ def _against(start: Measured, one: Measured) -> dict[str, Any]:
 
 def print_table(found: Figures, num_prompts: int, title: str, console: Console) -> None:
     """The table on the terminal."""
-    table = Table(title=title, caption=escape(f"{num_prompts} held-out prompts; [95 % interval]"))
-    table.add_column("policy")
-    for heading in ("gold reward", "win rate vs SFT", "KL [nats]", "length", "held-out acc."):
+    caption = escape(
+        f"{num_prompts} held-out prompts; [95 % interval]; KL from SFT in nats per answer; "
+        "accuracy on held-out pairs"
+    )
+    table = Table(title=title, caption=caption)
+    table.add_column("policy", no_wrap=True)
+    for heading in ("gold reward", "win rate vs SFT", "KL", "length", "accuracy"):
         table.add_column(escape(heading), justify="right", no_wrap=True)
     for name, row in found.items():
         gold, win, kl = row["gold_reward"], row.get("win_rate"), row.get("kl_from_start")
