@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -26,6 +27,9 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def main() -> None:
     """Entry point of `penchant`."""
+    # Libraries address these to programmers; in code that calls ours they still appear.
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
     named = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     if named is not None:
         _or_exit(lambda: commands.check_name(named))

@@ -65,9 +65,10 @@ class FieldDoc:
         return self.default == "required"
 
     def __str__(self) -> str:
+        """Name, range and default; the meaning stands in docs and help."""
         default = self.default if self.required else f"default {self.default}"
         within = ", ".join(filter(None, (self.allowed, default)))
-        return f"{self.name} ({within}): {self.meaning.rstrip('.')}"
+        return f"{self.name} ({within})"
 
 
 def names(package: str) -> list[str]:
@@ -102,16 +103,17 @@ def field_docs(config_class: type) -> list[FieldDoc]:
 def check_names(what: str, docs: Iterable[FieldDoc], given: Mapping[str, Any]) -> None:
     """Holds the names of given fields against those that `what` has.
 
-    Raises ObjectiveError: an unknown or a missing field; lists all fields with their meanings.
+    Raises ObjectiveError: an unknown or a missing field; lists all, and says what it means.
     """
     known = {doc.name: doc for doc in docs}
-    listed = f"its fields are {'; '.join(map(str, known.values()))}"
+    listed = f"its fields are {', '.join(map(str, known.values()))}"
     for name in given:
         if name not in known:
             raise ObjectiveError(f"{what} has no field {name!r}{nearest(name, known)}; {listed}")
-    missing = [doc.name for doc in known.values() if doc.required and doc.name not in given]
+    missing = [doc for doc in known.values() if doc.required and doc.name not in given]
     if missing:
-        raise ObjectiveError(f"{what} needs {', '.join(missing)}; {listed}")
+        needed = ", ".join(f"{doc} {doc.meaning.rstrip('.')}" for doc in missing)
+        raise ObjectiveError(f"{what} needs {needed}; {listed}")
 
 
 def check_fields(config: Any) -> None:

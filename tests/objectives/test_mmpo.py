@@ -109,5 +109,5 @@ def test_refuses_label_smoothing() -> None:
 
 
 def test_needs_bt_beta() -> None:
-    with pytest.raises(ObjectiveError, match=r"needs bt_beta; .*beta .*default 0.01"):
+    with pytest.raises(ObjectiveError, match=r"needs bt_beta .*beta .*default 0.01"):
         objectives.load("mmpo")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from penchant.data.config import DataConfig
 from penchant.errors import DataError
+from penchant.models.config import ModelSource
 from penchant.recipe import SftRecipe, TrainRecipe, dump_recipe
 
 if TYPE_CHECKING:
@@ -45,17 +46,23 @@ def prepare_job(recipe: TrainRecipe | SftRecipe, objective: Any, **settings: Any
         "revision": recipe.model.revision,
         "trust_remote_code": recipe.model.trust_remote_code,
     }
+    config = load.load_config(recipe.model.path, **hub)
     tokenizer = load.load_tokenizer(recipe.model.path, **hub)
-    load.check_fit(load.load_config(recipe.model.path, **hub), tokenizer, recipe.model.path)
+    load.check_fit(config, tokenizer, recipe.model.path)
+    reference = recipe.reference if isinstance(recipe, TrainRecipe) else None
     if objective.token_weights is not None:
         settings["mark"] = marker(objective.token_weights, tokenizer)
     trees = read_trees(recipe.data, tokenizer, recipe.training.seed, settings)
+    longest = max(map(_longest, [*trees.train, *trees.eval]))
+    load.check_length(config, longest, recipe.model.path)
+    if reference is not None:
+        check_reference(reference, tokenizer, longest)
     if recipe.data.chat_template is not None:
         # The template goes with the model, so that it is used as it was trained.
         tokenizer.chat_template = chat_template(recipe.data.chat_template)
     return Job(
         model=recipe.model,
-        reference=recipe.reference if isinstance(recipe, TrainRecipe) else None,
+        reference=reference,
         objective=objective,
         tokenizer=tokenizer,
         train_trees=trees.train,
@@ -92,7 +99,7 @@ def read_trees(config: DataConfig, tokenizer: Any, seed: int, settings: dict[str
     if evaluation is None:
         return Trees(trees, [], report, None)
     shared = same_rows(train, evaluation)
-    if shared == len(evaluation):
+    if shared and shared == len(evaluation):
         raise DataError(
             f"data.eval holds the same rows as data.train (all {shared}); give other rows"
         )
@@ -101,6 +108,21 @@ def read_trees(config: DataConfig, tokenizer: Any, seed: int, settings: dict[str
         eval_report.notes.append(f"{shared} rows of data.eval are also in data.train")
     eval_report.print()
     return Trees(trees, eval_trees, report, eval_report)
+
+
+def check_reference(source: ModelSource, tokenizer: Any, longest: int) -> None:
+    """Raises ModelError where there is no such model, or it cannot read the same tokens."""
+    from penchant.models import load
+
+    config = load.load_config(
+        source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
+    )
+    load.check_fit(config, tokenizer, source.path)
+    load.check_length(config, longest, source.path)
+
+
+def _longest(tree: TokenTree) -> int:
+    return len(tree.prompt_ids) + max(map(len, tree.response_ids))
 
 
 def marker(weighting: Any, tokenizer: Any) -> Any:

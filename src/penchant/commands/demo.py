@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from penchant.errors import RecipeError
 from penchant.recipe import DemoRecipe
+from penchant.train.output_dir import check_possible
 
 if TYPE_CHECKING:
     from penchant.commands._demo_measure import Measured
@@ -64,7 +65,8 @@ def _check_folder(folder: Path, stamp: Mapping[str, Any]) -> None:
                 f"output_dir={str(folder)!r} holds a demo with other settings (it differs in "
                 f"{keys}); name a new folder"
             )
-    elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    check_possible(folder)
+    if not written.is_file() and folder.is_dir() and any(folder.iterdir()):
         raise RecipeError(
             f"output_dir={str(folder)!r} is not empty and holds no demo; name a new folder"
         )

@@ -5,18 +5,15 @@ For trying things where there is no model to download: the folder loads like any
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from penchant.errors import RecipeError
 from penchant.recipe import InitRecipe
+from penchant.train.output_dir import check_new
 
 
 def run(recipe: InitRecipe, dry_run: bool = False) -> dict[str, Any]:
     """Writes model and tokenizer to `output_dir`; returns its sizes."""
-    folder = Path(recipe.output_dir)
-    if folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise RecipeError(f"output_dir={recipe.output_dir!r} is not empty; name a new folder")
+    folder = check_new(recipe.output_dir)
 
     from penchant.data.render import chat_template
     from penchant.models.load import load_tokenizer

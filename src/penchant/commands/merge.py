@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from penchant.errors import RecipeError
 from penchant.recipe import MergeRecipe
+from penchant.train.output_dir import check_new
 
 
 def run(recipe: MergeRecipe, dry_run: bool = False) -> dict[str, Any]:
     """Writes the merged model and the adapter's tokenizer to `output_dir`."""
-    folder = Path(recipe.output_dir)
-    if folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise RecipeError(f"output_dir={recipe.output_dir!r} is not empty; name a new folder")
+    folder = check_new(recipe.output_dir)
 
     from penchant.models.adapters import base_of, merge
     from penchant.models.load import load_tokenizer

@@ -5,11 +5,10 @@ Everything that the other commands read, in their ordinary formats and without a
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from penchant.errors import RecipeError
 from penchant.recipe import MiniatureRecipe
+from penchant.train.output_dir import check_new
 
 
 def run(recipe: MiniatureRecipe, dry_run: bool = False) -> dict[str, Any]:
@@ -17,9 +16,7 @@ def run(recipe: MiniatureRecipe, dry_run: bool = False) -> dict[str, Any]:
 
     Raises RecipeError where the folder holds anything already.
     """
-    folder = Path(recipe.output_dir)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise RecipeError(f"output_dir={recipe.output_dir!r} is not empty; name a new folder")
+    folder = check_new(recipe.output_dir)
 
     from penchant.miniature.folder import Sizes, write
 

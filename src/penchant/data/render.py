@@ -52,7 +52,7 @@ def chat_template(setting: str) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     raise MissingFileError(
-        f"data.chat_template is {setting!r}: no such Jinja file, and the shipped templates are "
+        f"no chat template {setting!r}: no such Jinja file, and the shipped templates are "
         f"{', '.join(shipped_templates())}"
     )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from penchant.errors import ModelError
-from penchant.models.load import load_causal_lm, load_config
+from penchant.models.load import load_causal_lm, load_config, why_not
 
 
 def add_lora(
@@ -60,7 +61,8 @@ def base_of(adapter: str) -> str:
         base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{adapter!r} holds no adapter (no readable adapter_config.json)"
+            f"{adapter!r} holds no adapter (no readable adapter_config.json); give the run folder "
+            "of a training with model.adapter"
         ) from error
     if not base:
         raise ModelError(f"the adapter in {adapter!r} does not name its base model; give base=")
@@ -85,9 +87,10 @@ def merge(adapter: str, *, base: str, trust_remote_code: bool = False) -> Any:
     silenced = model.silenced_dropout
     try:
         merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"the adapter {adapter!r} does not fit {base!r}: {reason}") from error
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        raise ModelError(
+            f"the adapter {adapter!r} does not fit its base {why_not(base, error)}"
+        ) from error
     merged.silenced_dropout = silenced
     return merged.to(stored or torch.float32)
 

@@ -5,10 +5,13 @@ Hub ids, revisions, offline mode and tokens work as users know them; a failure b
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,8 +24,13 @@ from transformers.utils import logging
 from penchant.errors import MissingExtraError, ModelError
 
 logging.disable_progress_bar()  # of single files; runs have a progress line of their own
+if "HF_HUB_VERBOSITY" not in os.environ:
+    hub_logging.set_verbosity_error()  # a mistyped folder is asked for on the hub, several times
 
 ADAPTER_FILE = "adapter_config.json"
+LONGEST = 200
+"""Characters of a library's message that are shown."""
+_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -30,12 +38,15 @@ def load_tokenizer(
     path: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id. Raises ModelError where there is none."""
+    _check_place(path)
+    if Path(path).is_dir() and not any(Path(path).glob("*token*")):
+        raise ModelError(f"the folder {path!r} holds no tokenizer (tokenizer.json and its config)")
     try:
         return AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"no tokenizer could be loaded from {path!r}: {_first(error)}") from error
+    except _UNREADABLE as error:
+        raise ModelError(f"no tokenizer could be loaded from {why_not(path, error)}") from error
 
 
 def compute_dtype(path: str, asked: str, **hub: Any) -> torch.dtype:
@@ -53,6 +64,9 @@ def compute_dtype(path: str, asked: str, **hub: Any) -> torch.dtype:
 
 def load_config(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The model's config; of an adapter folder, its base model's. Raises ModelError."""
+    _check_place(path)
+    if Path(path).is_dir() and not any(Path(path).glob("*config.json")):
+        raise ModelError(f"the folder {path!r} holds no model (config.json and its weights)")
     try:
         if is_adapter(path):
             from peft import PeftConfig
@@ -61,8 +75,8 @@ def load_config(path: str, *, revision: str | None = None, trust_remote_code: bo
         return AutoConfig.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"no model could be loaded from {path!r}: {_first(error)}") from error
+    except _UNREADABLE as error:
+        raise ModelError(f"no model could be loaded from {why_not(path, error)}") from error
 
 
 def load_causal_lm(
@@ -107,8 +121,8 @@ def load_causal_lm(
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **kwargs
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"no model could be loaded from {path!r}: {_first(error)}") from error
+    except _UNREADABLE as error:
+        raise ModelError(f"no model could be loaded from {why_not(path, error)}") from error
     if not dropout:
         silence_dropout(model)
     return model
@@ -127,6 +141,21 @@ def check_fit(config: Any, tokenizer: PreTrainedTokenizerBase, path: str) -> Non
         raise ModelError(
             f"the tokenizer has ids up to {highest}, but the model {path!r} has {rows} embeddings; "
             "use the tokenizer that the model was trained with, or resize the embeddings first"
+        )
+
+
+def check_length(config: Any, longest: int, path: str) -> None:
+    """Raises ModelError where a row has more tokens than the model has embedded positions for.
+
+    Rotary positions go on beyond what was trained; those are let through.
+    """
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
+    rotary = any(hasattr(text, name) for name in ("rope_parameters", "rope_theta", "rotary_dim"))
+    if limit is not None and longest > limit and not rotary:
+        raise ModelError(
+            f"the longest row has {longest} tokens, but the model {path!r} reads at most {limit}; "
+            f"set data.max_length={limit}"
         )
 
 
@@ -173,6 +202,18 @@ def _quantization_config(kind: str, dtype: torch.dtype) -> Any:
     )
 
 
-def _first(error: Exception) -> str:
-    """The first line of a library's message; the rest is advice about its own options."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _check_place(path: str) -> None:
+    """Raises ModelError, without asking the hub, for what can only be a folder and is not there."""
+    is_id = path.count("/") <= 1 and not path.startswith((".", "/", "~")) and path[-1:] != "/"
+    if not is_id and not Path(path).exists():
+        raise ModelError(f"no folder {path!r}; give a folder that is there, or a hub id")
+
+
+def why_not(path: str, error: Exception) -> str:
+    """The path, and why it cannot be read: the start of a library's message; the rest is advice
+    about its own options."""
+    if not Path(path).exists():
+        return f"{path!r}: no such folder here, and no such id on the hub or among its cached files"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = " ".join(lines[: 1 + lines[0].endswith(":")]) if lines else type(error).__name__
+    return f"{path!r}: {told if len(told) <= LONGEST else told[:LONGEST] + '...'}"

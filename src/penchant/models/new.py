@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from penchant.errors import ModelError
+from penchant.models.load import LONGEST
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 PADDING_TOKEN = "<|pad|>"
@@ -59,12 +60,29 @@ def new_model(
         config = AutoConfig.for_model(architecture, **values)
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"no {architecture} can be made of these sizes: {error}") from error
+        # Some sizes only fail when they are used, such as a head of odd width.
+        sees_ahead = _sees_ahead(model)
+    except (ValueError, TypeError, RuntimeError, IndexError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:LONGEST]
+        raise ModelError(f"no {architecture} can be made of these sizes: {reason}") from error
+    if sees_ahead:
+        raise ModelError(
+            f"architecture={architecture!r} is an encoder, which cannot write text; "
+            "allowed: llama, mistral, qwen2, gpt2, gpt_neox, ..."
+        )
     ends = {tokenizer.eos_token_id, tokenizer.get_vocab().get(CHATML_TOKENS[1])} - {None}
     model.generation_config.eos_token_id = sorted(ends)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def _sees_ahead(model: Any) -> bool:
+    """Whether the prediction after the first token depends on the second one."""
+    was_training = model.training
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.tensor([[0, 0], [0, 1]])).logits
+    model.train(was_training)
+    return not torch.allclose(logits[0, 0], logits[1, 0], atol=1e-5)
 
 
 def _config_values(
@@ -77,7 +95,8 @@ def _config_values(
         config = AutoConfig.for_model(architecture)
     except ValueError as error:
         raise ModelError(
-            f"architecture={architecture!r} is not a model type that transformers knows"
+            f"architecture={architecture!r} is not a model type that transformers knows; "
+            "allowed: llama, mistral, qwen2, gpt2, gpt_neox, ..."
         ) from error
     special = {
         "vocab_size": max(tokenizer.get_vocab().values()) + 1,

@@ -49,7 +49,10 @@ def load(name: str, **fields: Any) -> Any:
     base_class = _find(base_name)
     _check(name, base_class, weighting, fields)
     own = {doc.name for doc in plugins.field_docs(base_class)}
-    base = base_class(**{key: value for key, value in fields.items() if key in own})
+    try:
+        base = base_class(**{key: value for key, value in fields.items() if key in own})
+    except ObjectiveError as error:
+        raise ObjectiveError(f"objective {name!r}: {error}") from None
     composition = {key: value for key, value in fields.items() if key in _COMPOSITION}
     if weighting is not None:
         used = own | set(composition)

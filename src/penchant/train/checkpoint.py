@@ -80,7 +80,10 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
         return None
     if resume != "auto":
         if not (Path(resume) / STATE_FILE).is_file():
-            raise MissingFileError(f"training.resume={resume!r} is not a checkpoint folder")
+            raise MissingFileError(
+                f"training.resume={resume!r} is not a checkpoint; allowed: auto | never | the "
+                "checkpoint-N folder of a run"
+            )
         return Path(resume)
     return max(checkpoints(folder), key=_step, default=None)
 

@@ -29,9 +29,10 @@ from penchant.train.config import TrainingConfig
 from penchant.train.device import auto_token_budget, pick_device
 from penchant.train.loop import Loop, plan_run
 from penchant.train.metrics import MetricsFile
-from penchant.train.optim import build_optimizer, build_schedule
+from penchant.train.optim import build_optimizer, build_schedule, check_optimizer
 from penchant.train.progress import ProgressLine
 from penchant.train.step import Step
+from penchant.train.tracking import check_trackers
 from penchant.types import TokenTree
 
 
@@ -63,15 +64,20 @@ def fit(job: Job) -> dict[str, Any]:
         print(f"{job.folder} holds this run, finished; nothing to do")
         return done
     found = checkpoint.find_checkpoint(job.folder, job.training.resume)
+    check_optimizer(job.training.optimizer)
     accelerator = _accelerator(job)
     dtype = load.compute_dtype(job.model.path, job.model.dtype, **_hub(job.model))
     torch.manual_seed(job.training.seed)
     model = build_model(job.model, dtype, base_dropout=job.training.base_dropout)
     model.to(accelerator.device)
     budget = token_budget(job, accelerator.device)
+    needed = "reference" in job.objective.needs
+    named = _named_reference(job.reference, accelerator.device) if needed else None
     run_folder.start(job.folder, job.recipe_text, job.data_report)
     started = time.monotonic()
-    store = _reference(job, model, budget, dtype)
+    store = _reference(job, model, named, budget, dtype) if needed else None
+    del named
+    gc.collect()
     prepared = engines.prepare(accelerator.prepare(model), dtype=dtype)
     step = Step(prepared, job.objective, store, budget)
     loop = _loop(job, accelerator, step, found)
@@ -83,6 +89,8 @@ def fit(job: Job) -> dict[str, Any]:
 def predict(job: Job) -> dict[str, Any]:
     """What the job will take; nothing is loaded but the model's config."""
     run_folder.check_free(job.folder, job.recipe_text, resume=job.training.resume)
+    check_optimizer(job.training.optimizer)
+    check_trackers(job.training.report_to)
     device = torch.device(pick_device(job.training.device))
     dtype = load.compute_dtype(job.model.path, job.model.dtype, **_hub(job.model))
     size = plan.ModelSize.of(load.load_config(job.model.path, **_hub(job.model)))
@@ -153,7 +161,7 @@ def token_budget(job: Job, device: torch.device) -> int:
 
 def _accelerator(job: Job) -> Accelerator:
     device = pick_device(job.training.device)
-    trackers = list(job.training.report_to)
+    trackers = check_trackers(job.training.report_to)
     accelerator = Accelerator(
         cpu=device == "cpu", log_with=trackers or None, project_dir=str(job.folder)
     )
@@ -165,20 +173,17 @@ def _accelerator(job: Job) -> Accelerator:
     return accelerator
 
 
-def _reference(job: Job, model: Any, budget: int, dtype: torch.dtype) -> ReferenceStore | None:
+def _reference(
+    job: Job, model: Any, other: engines.Engine | None, budget: int, dtype: torch.dtype
+) -> ReferenceStore:
     """The reference log-probabilities of all trees, from the named or the starting model."""
-    if "reference" not in job.objective.needs:
-        return None
     trees = [*job.train_trees, *job.eval_trees]
     store = ReferenceStore()
     fresh_adapter = job.model.adapter is not None
     adapter_off = model.disable_adapter() if fresh_adapter else nullcontext()
-    other = _named_reference(job.reference, model.device)
     engine = engines.prepare(model, dtype=dtype) if other is None else other
     with ProgressLine("reference", len(trees), "row") as line, adapter_off:
         store.fill(engine, trees, budget, line.advance)
-    del engine, other
-    gc.collect()
     return store
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import Any
 
@@ -32,15 +33,20 @@ def build_optimizer(
     if name == "adafactor":
         return torch.optim.Adafactor(groups, lr=learning_rate)
     if name == "adamw_8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise MissingExtraError(
-                "training.optimizer=adamw_8bit needs bitsandbytes: "
-                "pip install 'penchant[quantization]'"
-            ) from error
+        check_optimizer(name)
+        from bitsandbytes.optim import AdamW8bit
+
         return AdamW8bit(groups, lr=learning_rate)
     raise AssertionError(f"the recipe let an unknown optimizer through: {name}")
+
+
+def check_optimizer(name: str) -> None:
+    """Raises MissingExtraError, before any work, where the optimiser's library is not there."""
+    if name == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError(
+            "training.optimizer=adamw_8bit needs bitsandbytes: pip install "
+            "'penchant[quantization]', or take training.optimizer=adamw"
+        )
 
 
 def build_schedule(

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from penchant.errors import RecipeError
+from penchant.train.output_dir import check_possible
 
 RECIPE = "recipe.yaml"
 SUMMARY = "summary.json"
@@ -26,9 +27,10 @@ def check_free(folder: Path, recipe_text: str, *, resume: str) -> None:
 
     Keys that do not change what is learned (`training.resume`, trackers, limits) may differ.
     """
+    check_possible(folder)
     written = folder / RECIPE
     if not written.is_file():
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        if folder.is_dir() and any(folder.iterdir()):
             raise RecipeError(
                 f"output_dir={str(folder)!r} is not empty and holds no run of Penchant; "
                 "name a new folder"
