@@ -42,9 +42,9 @@ def table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> Marku
         tag("th", column.heading, scope="col", title=column.meaning or None) for column in columns
     ]
     body = [tag("tr", _heading(row), [_cell(cell) for cell in row.cells]) for row in rows]
-    drawn = tag(
-        "table", tag("caption", caption), tag("thead", tag("tr", heads)), tag("tbody", body)
-    )
+    # A span, so that a phone can keep the caption in sight while the table scrolls.
+    said = tag("caption", tag("span", caption))
+    drawn = tag("table", said, tag("thead", tag("tr", heads)), tag("tbody", body))
     # Focusable, so that the keyboard can scroll it too.
     return tag("div", drawn, class_="scroll", role="region", tabindex=0, aria_label=caption)
 
