@@ -19,6 +19,7 @@ RECIPE = "recipe.yaml"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 _LIBRARIES = ("penchant", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers")
+_KEYS_SHOWN = 5
 _FREE_TO_CHANGE = ("resume", "report_to", "save_total_limit", "logging_steps", "token_budget")
 
 
@@ -37,9 +38,10 @@ def check_free(folder: Path, recipe_text: str, *, resume: str) -> None:
             )
         return
     if _essence(written.read_text()) != _essence(recipe_text):
-        keys = ", ".join(_differences(written.read_text(), recipe_text))
+        keys = _differences(written.read_text(), recipe_text)
+        shown = ", ".join(keys[:_KEYS_SHOWN]) + (", ..." if len(keys) > _KEYS_SHOWN else "")
         raise RecipeError(
-            f"output_dir={str(folder)!r} holds the run of another recipe (it differs in {keys}); "
+            f"output_dir={str(folder)!r} holds the run of another recipe (it differs in {shown}); "
             "name a new folder"
         )
     if resume == "never":
