@@ -12,14 +12,12 @@ from penchant.recipe import DemoRecipe
 START = "sft"
 CONTROL = "dpo-flipped"
 MAX_NEW_TOKENS = 64
-NUM_SFT = 16_384
-"""Two epochs of these: a start that is neither trivial nor hopeless."""
 OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
-    "dpo": {"name": "dpo", "beta": 0.1},
-    "mmpo": {"name": "mmpo", "beta": 0.1, "bt_beta": 0.5},
-    "dpo-gamma": {"name": "dpo-gamma", "beta": 0.1, "gamma": 0.5},
-    "slic-dpo": {"name": "slic-dpo", "beta": 0.1, "delta": 1.0},
-    "dpo-bmc": {"name": "dpo-bmc", "beta": 0.1, "delta": 3.0},
+    "dpo": {"name": "dpo", "beta": 0.3},
+    "mmpo": {"name": "mmpo", "beta": 0.3, "bt_beta": 0.5},
+    "dpo-gamma": {"name": "dpo-gamma", "beta": 0.3, "gamma": 0.5},
+    "slic-dpo": {"name": "slic-dpo", "beta": 0.3, "delta": 1.0},
+    "dpo-bmc": {"name": "dpo-bmc", "beta": 0.15, "delta": 3.0},
 }
 """Settings that suit the miniature; any other objective runs with its own defaults."""
 _QUICK_ROWS = {"num_sft": 64, "num_pairs": 64, "num_scored": 8, "num_held_out": 16}
@@ -58,7 +56,7 @@ def policies(recipe: DemoRecipe) -> list[str]:
 
 def miniature_settings(recipe: DemoRecipe, place: Place) -> dict[str, Any]:
     """Overrides for `penchant miniature`."""
-    sizes = _QUICK_ROWS if recipe.quick else {"num_sft": NUM_SFT}
+    sizes = _QUICK_ROWS if recipe.quick else {}
     held_out = min(recipe.num_prompts, 16) if recipe.quick else recipe.num_prompts
     return {"output_dir": str(place.world), "seed": place.seed, **sizes, "num_held_out": held_out}
 

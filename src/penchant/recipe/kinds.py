@@ -153,7 +153,7 @@ class MiniatureRecipe(Recipe):
 
     seed: int = Field(0, ge=0, lt=2**32)
     """Decides every row and the weights."""
-    num_sft: int = Field(4096, ge=1)
+    num_sft: int = Field(16_384, ge=1)
     """Conversations for supervised fine-tuning."""
     num_pairs: int = Field(4096, ge=1)
     """Preference pairs, and as many that follow a visible rule."""
@@ -239,5 +239,8 @@ def resolved_sections(
 
 def recipe_class(command: str) -> type[Recipe] | None:
     """TrainRecipe for `train`, and so on; None where the command has no recipe."""
-    found = globals().get(f"{command.title()}Recipe")
+    from penchant.recipe import reading  # late: it builds on this file
+
+    name = f"{command.title()}Recipe"
+    found = globals().get(name) or getattr(reading, name, None)
     return found if isinstance(found, type) and issubclass(found, Recipe) else None
