@@ -1,4 +1,4 @@
-"""The miniature over several seeds: the demo with its control, and pairs that follow a visible rule.
+"""The miniature over several seeds: the demo with its control, and pairs of a visible rule.
 
     python bench/miniature_seeds.py FOLDER [SEED ...]
 
