@@ -12,7 +12,7 @@ from penchant.models.config import ModelSource
 from penchant.recipe import SftRecipe, TrainRecipe, dump_recipe
 
 if TYPE_CHECKING:
-    from penchant.data import DataReport
+    from penchant.data import Comparisons, DataReport
     from penchant.train.fit import Job
     from penchant.types import TokenTree
 
@@ -79,7 +79,29 @@ def read_trees(config: DataConfig, tokenizer: Any, seed: int, settings: dict[str
 
     Raises DataError where nothing is usable, or evaluation rows are training rows.
     """
-    from penchant.data import build_trees, load, same_rows, split
+    from penchant.data import build_trees, overlap
+
+    train, evaluation = read_comparisons(config, seed)
+    settings = settings | data_settings(config, seed)
+    trees, report = build_trees(train, tokenizer, **settings)
+    report.print()
+    if evaluation is None:
+        return Trees(trees, [], report, None)
+    shared = overlap(train, evaluation)
+    if shared.rows and shared.rows == len(evaluation):
+        raise DataError(
+            f"data.eval holds the same rows as data.train (all {shared.rows}); give other rows"
+        )
+    eval_trees, eval_report = build_trees(evaluation, tokenizer, **settings)
+    eval_report.overlap = shared
+    eval_report.find_problems()
+    eval_report.print()
+    return Trees(trees, eval_trees, report, eval_report)
+
+
+def read_comparisons(config: DataConfig, seed: int) -> tuple[Comparisons, Comparisons | None]:
+    """Training rows, and evaluation rows where the recipe has some."""
+    from penchant.data import load, split
 
     train = load(
         [source.model_dump() for source in config.train],
@@ -87,27 +109,23 @@ def read_trees(config: DataConfig, tokenizer: Any, seed: int, settings: dict[str
         seed=seed,
         decontaminate=config.decontaminate,
     )
-    evaluation = None
     if config.eval:
         sources = [source.model_dump() for source in config.eval]
-        evaluation = load(sources, format=config.format, seed=seed)
-    elif config.eval_fraction is not None:
-        train, evaluation = split(train, config.eval_fraction, seed)
-    settings = settings | _settings(config, seed)
-    trees, report = build_trees(train, tokenizer, **settings)
-    report.print()
-    if evaluation is None:
-        return Trees(trees, [], report, None)
-    shared = same_rows(train, evaluation)
-    if shared and shared == len(evaluation):
-        raise DataError(
-            f"data.eval holds the same rows as data.train (all {shared}); give other rows"
-        )
-    eval_trees, eval_report = build_trees(evaluation, tokenizer, **settings)
-    if shared:
-        eval_report.notes.append(f"{shared} rows of data.eval are also in data.train")
-    eval_report.print()
-    return Trees(trees, eval_trees, report, eval_report)
+        return train, load(sources, format=config.format, seed=seed)
+    if config.eval_fraction is not None:
+        return split(train, config.eval_fraction, seed)
+    return train, None
+
+
+def pair_settings(config: DataConfig, objective: Any) -> dict[str, Any]:
+    """What an objective on pairs asks of the data, as settings of `build_trees`."""
+    uses_scores = "score_chosen_P" in objective.uses
+    bt_beta = getattr(getattr(objective, "base", objective), "bt_beta", None)
+    return {
+        "use": "pairs",
+        "needs_scores": uses_scores and config.soft_labels is None,
+        "bt_beta": bt_beta if uses_scores else None,
+    }
 
 
 def check_reference(source: ModelSource, tokenizer: Any, longest: int) -> None:
@@ -131,7 +149,8 @@ def marker(weighting: Any, tokenizer: Any) -> Any:
     return lambda chosen, rejected: weighting.mark(chosen, rejected, ignored)
 
 
-def _settings(config: DataConfig, seed: int) -> dict[str, Any]:
+def data_settings(config: DataConfig, seed: int) -> dict[str, Any]:
+    """The data section as settings of `build_trees`."""
     own = {
         "train", "eval", "eval_fraction", "format", "decontaminate", "soft_labels",
     }  # fmt: skip

@@ -11,12 +11,11 @@ from penchant.recipe import TrainRecipe
 def run(recipe: TrainRecipe, dry_run: bool = False) -> dict[str, Any]:
     """Writes the run folder; returns what its summary.json holds."""
     from penchant import objectives
-    from penchant.commands._prepare import prepare_job
+    from penchant.commands._prepare import pair_settings, prepare_job
 
     objective = objectives.load(**recipe.objective)
     check_soft_labels(recipe, objective)
-    needs_scores = "score_chosen_P" in objective.uses and recipe.data.soft_labels is None
-    job = prepare_job(recipe, objective, use="pairs", needs_scores=needs_scores)
+    job = prepare_job(recipe, objective, **pair_settings(recipe.data, objective))
 
     from penchant.train.fit import fit, predict
 

@@ -7,8 +7,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from penchant.data import content
 from penchant.data.comparisons import Comparisons
 from penchant.data.data_report import DataReport, SourceReport
+from penchant.data.gathered import NUM_EXAMPLES
 from penchant.data.pairing import PairPlan, PairSettings
 from penchant.data.plan import BuildSettings, Planned, plan_rows, set_aside
 from penchant.data.render import Renderer, chat_template
@@ -34,25 +36,25 @@ def build_trees(
         comparisons: from `load`; or any iterable of Comparison.
         tokenizer: a Hugging Face tokenizer.
         settings: fields of BuildSettings (use, score_transform, max_pairs_per_prompt, strict,
-            seed), PairSettings (pairing, min_score_gap, ties, negative_gap, soft_labels,
-            soft_labels_below_half, needs_scores) and TokenSettings (chat_template, max_length,
-            max_prompt_length, truncate_prompt, overlong, train_on, mark). `soft_labels` may be
-            the path of a table.
+            seed, max_cut_fraction, bt_beta), PairSettings (pairing, min_score_gap, ties,
+            negative_gap, soft_labels, soft_labels_below_half, needs_scores) and TokenSettings
+            (chat_template, max_length, max_prompt_length, truncate_prompt, overlong, train_on,
+            mark). `soft_labels` may be the path of a table.
     Raises:
         DataError: no usable row; a row set aside under `strict`; messages without a chat
             template; a template whose prompt is often no prefix; scores that are needed and not
             there; an unknown setting.
     """
-    build, pair, token = _split_settings(settings)
+    build, pair, token = split_settings(settings)
     trees, report = _build(comparisons, tokenizer, build, pair, token)
     _check_prefixes(report)
-    report.check(build.strict)
+    report.check(build.strict, build.max_cut_fraction)
     return trees, report
 
 
 def report(comparisons: Iterable[Comparison], tokenizer: Any, **settings: Any) -> DataReport:
     """The report alone, also where `build_trees` would refuse; settings as there."""
-    build, pair, token = _split_settings(settings)
+    build, pair, token = split_settings(settings)
     return _build(comparisons, tokenizer, build, pair, token)[1]
 
 
@@ -62,7 +64,7 @@ def tree(comparison: Comparison, tokenizer: Any, **settings: Any) -> TokenTree:
     A comparison that has neither pairs nor scores becomes a tree without pairs.
     Raises DataError where the row would be set aside.
     """
-    build, pair, token = _split_settings(settings)
+    build, pair, token = split_settings(settings)
     report = DataReport()
     if comparison.pairs is None and comparison.scores is None:
         planned = [Planned(comparison, PairPlan((), None, ()))]
@@ -75,7 +77,8 @@ def tree(comparison: Comparison, tokenizer: Any, **settings: Any) -> TokenTree:
     return made[0]
 
 
-def _split_settings(given: dict[str, Any]) -> tuple[BuildSettings, PairSettings, TokenSettings]:
+def split_settings(given: dict[str, Any]) -> tuple[BuildSettings, PairSettings, TokenSettings]:
+    """Flat settings as those of the three stages; raises DataError for an unknown one."""
     kinds = (BuildSettings, PairSettings, TokenSettings)
     known = [{field.name for field in fields(kind)} for kind in kinds]
     unknown = set(given) - set().union(*known)
@@ -96,7 +99,26 @@ def _build(
     pair: PairSettings,
     token: TokenSettings,
 ) -> tuple[list[TokenTree], DataReport]:
-    report = DataReport()
+    report = DataReport(max_length=token.max_length)
+    report.gathered.bos_id = tokenizer.bos_token_id
+    report.gathered.special_ids = frozenset(tokenizer.all_special_ids)
+    planned = plan_reported(comparisons, build, pair, report)
+    _find_special(planned, tokenizer, report)
+    trees = _tokenise(planned, tokenizer, token, report)
+    has_template = tokenizer.chat_template is not None or token.chat_template is not None
+    if has_template and any(isinstance(one.row.prompt, str) for one in planned):
+        report.notes.append(
+            "plain strings are used as they are, without the chat template; give messages "
+            "(role, content) to have it applied"
+        )
+    report.finish(trees, build.bt_beta)
+    return trees, report
+
+
+def plan_reported(
+    comparisons: Iterable[Comparison], build: BuildSettings, pair: PairSettings, report: DataReport
+) -> list[Planned]:
+    """The pairs of each row, with sources, rows set aside and repeats put into the report."""
     if isinstance(comparisons, Comparisons):
         report.left_out = comparisons.left_out
         report.sources = {name: SourceReport(kind) for name, kind in comparisons.formats.items()}
@@ -106,15 +128,19 @@ def _build(
     for row in rows:
         report.sources.setdefault(row.source, SourceReport(row.format))
     planned = plan_rows(rows, build, pair, report)
-    trees = _tokenise(planned, tokenizer, token, report)
-    has_template = tokenizer.chat_template is not None or token.chat_template is not None
-    if has_template and any(isinstance(one.row.prompt, str) for one in planned):
-        report.notes.append(
-            "plain strings are used as they are, without the chat template; give messages "
-            "(role, content) to have it applied"
-        )
-    report.finish(trees)
-    return trees, report
+    pairs = ((one.row, one.plan.pairs) for one in planned)
+    report.repeats = content.repeats(pairs, NUM_EXAMPLES)
+    return planned
+
+
+def _find_special(planned: Sequence[Planned], tokenizer: Any, report: DataReport) -> None:
+    """Special tokens among the words of the rows: a template that was applied before, say."""
+    pattern = content.special_texts(tokenizer)
+    for one in planned if pattern is not None else ():
+        found = content.special_in(one.row, pattern)
+        if found is not None:
+            report.special_in_text += 1
+            report.gathered.see("special_in_text", one.row, found)
 
 
 def _tokenise(
@@ -140,15 +166,23 @@ def _tokenise(
         texts = [one.rendered for one in batch if one.rendered is not None]
         for one, tokenised in zip(batch, tokenise(texts, tokenizer), strict=True):
             one.rendered = None
+            _measure(one, tokenised, report)
             try:
                 made, cuts, plan = _finish(one, tokenised, tokenizer, settings)
             except RowError as error:
                 report.add_set_aside(set_aside(one.row, error))
                 continue
             report.prefix_retokenised += tokenised.num_retokenised
-            report.add_tree(one.row.source, made, cuts, plan.dropped)
+            report.add_tree(one.row, made, cuts, plan.dropped)
             trees.append(prune(made) if pruned else made)
     return trees
+
+
+def _measure(one: Planned, tokenised: Tokenised, report: DataReport) -> None:
+    """Lengths as they are before anything is cut, of rows that are set aside later too."""
+    if tokenised.error is None:
+        lengths = [len(ids) for ids in tokenised.response_ids]
+        report.gathered.measure(len(tokenised.prompt_ids), lengths, one.plan.pairs)
 
 
 def _finish(

@@ -89,6 +89,8 @@ class DataConfig(BaseModel):
     """What happens to a row longer than max_length."""
     strict: bool = False
     """Whether any row set aside stops the run."""
+    max_cut_fraction: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    """Stop the run where more than this fraction of the responses is cut."""
     chat_template: str | None = None
     """A shipped template (chatml, alpaca, ...) or a Jinja file; default: the tokenizer's."""
     decontaminate: tuple[str, ...] = Field((), strict=False)

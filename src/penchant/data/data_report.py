@@ -1,24 +1,26 @@
 """What became of every row, before any training: the data report.
 
 Rows in = rows used + rows set aside, always; pairs of used rows that were dropped are counted
-apart.
+apart. Figures come from `statistics`, comparisons of rows from `content`, advice from `problems`.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from penchant.data import statistics
+from penchant.data.content import Overlap, Repeats
+from penchant.data.gathered import NUM_EXAMPLES, Gathered
+from penchant.data.problems import Problem, find_problems
 from penchant.data.rows import SetAside, excerpt
 from penchant.data.trees import Cuts
 from penchant.errors import DataError
-from penchant.types import TokenTree
-
-_NUM_EXAMPLES = 3
+from penchant.types import Comparison, TokenTree
 
 
 @dataclass
@@ -30,12 +32,21 @@ class SourceReport:
     rows_used: int = 0
     set_aside: dict[str, int] = field(default_factory=dict)
     pairs: int = 0
+    prompt_tokens: int = 0
+    """Over the rows used, in the report's unit, after cutting; as the three below."""
+    response_tokens: int = 0
+    chosen_tokens: int = 0
+    """Scored ones, over pairs."""
+    rejected_tokens: int = 0
+    responses: int = 0
 
 
 @dataclass
 class DataReport:
-    """Counts, lengths in tokens, and examples of what is wrong."""
+    """Counts, lengths, figures, and examples of what is wrong."""
 
+    unit: Literal["tokens", "characters"] = "tokens"
+    """What lengths are counted in: characters where there is no tokenizer."""
     rows_in: int = 0
     rows_used: int = 0
     set_aside: dict[str, int] = field(default_factory=dict)
@@ -50,23 +61,53 @@ class DataReport:
     drawn_ties: int = 0
     """Pairs drawn by score from responses with equal scores: which is chosen says nothing."""
     responses: int = 0
+    max_length: int | None = None
+    """The limit that rows were cut to; None where nothing was cut."""
     prompts_cut: int = 0
     responses_cut: int = 0
+    one_sided_cuts: dict[str, int] = field(default_factory=lambda: {"chosen": 0, "rejected": 0})
+    """Pairs of which only this side was cut: the missing end of turn gives the label away."""
     ends_of_turn_lost: int = 0
     """Responses that no longer end as the template or EOS ends them: the cut ones."""
     prefix_retokenised: int = 0
     """Responses tokenised apart, because a token would span their border with the prompt."""
+    double_bos: int = 0
+    """Rows with BOS twice at the start, or again where a response begins."""
+    double_ends: int = 0
+    """Responses that end in the same special token twice."""
+    special_in_text: int = 0
+    """Rows whose words hold one of the tokenizer's special tokens."""
     prompt_tokens: int = 0
     response_tokens: int = 0
     scored_tokens: int = 0
+    """Of response_tokens; the others belong to turns that are not the assistant's."""
     longest: int = 0
     """Tokens of the longest prompt + response."""
     mean_chosen_tokens: float | None = None
     """Scored tokens of the chosen responses, mean over pairs."""
     mean_rejected_tokens: float | None = None
+    lengths: dict[str, statistics.Lengths] = field(default_factory=dict)
+    """Before cutting: `whole` (prompt + longest response), `prompt`, `chosen` and `rejected`, or
+    `response` where there are no pairs."""
+    limits: list[statistics.Limit] = field(default_factory=list)
+    """How many rows other values of max_length would cut."""
+    length_bias: statistics.LengthBias | None = None
+    """Over scored tokens of the pairs used, after cutting."""
+    score_gaps: statistics.ScoreGaps | None = None
+    """Of the pairs used, as the objective sees the scores."""
+    repeats: Repeats = field(default_factory=Repeats)
+    """Among the rows that have pairs (or, for SFT, a response)."""
+    overlap: Overlap | None = None
+    """In the report of evaluation data: what training has too."""
     sources: dict[str, SourceReport] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    """What is wrong, the gravest first, each with advice."""
     notes: list[str] = field(default_factory=list)
     """What a reader should know of how the data was understood."""
+
+    def __post_init__(self) -> None:
+        # No field: what it holds is in the figures.
+        self.gathered = Gathered()
 
     def add_set_aside(self, row: SetAside) -> None:
         """Counts a row that is not used."""
@@ -76,54 +117,117 @@ class DataReport:
         for counts in (self.set_aside, source.set_aside):
             counts[row.reason] = counts.get(row.reason, 0) + 1
         shown = self.examples.setdefault(row.reason, [])
-        if len(shown) < _NUM_EXAMPLES:
+        if len(shown) < NUM_EXAMPLES:
             given = {key: value for key, value in asdict(row).items() if key != "reason"}
             shown.append({**given, "detail": excerpt(row.detail)})
 
-    def add_tree(self, source: str, tree: TokenTree, cuts: Cuts, dropped: Sequence[str]) -> None:
+    def add_tree(
+        self, row: Comparison, tree: TokenTree, cuts: Cuts, dropped: Sequence[str]
+    ) -> None:
         """Counts a row that is used, and the pairs it lost on its way."""
-        mine = self.sources.setdefault(source, SourceReport())
+        lengths = [len(ids) for ids in tree.response_ids]
+        scored = [sum(mask) for mask in tree.response_masks]
+        self.add_lengths(row, len(tree.prompt_ids), lengths, scored, tree.pairs_P2)
+        self.gathered.use(scored, tree.pairs_P2, tree.scores_R)
+        for reason, count in Counter(dropped).items():
+            self.pairs_dropped[reason] = self.pairs_dropped.get(reason, 0) + count
+        self._add_cuts(row, tree, cuts)
+        if self.gathered.has_double_bos(tree):
+            self.double_bos += 1
+            self.gathered.see("double_bos", row)
+        is_cut = cuts.responses or (False,) * len(lengths)
+        ends = [ids for ids, lost in zip(tree.response_ids, is_cut, strict=True) if not lost]
+        doubled = sum(map(self.gathered.has_double_end, ends))
+        if doubled:
+            self.double_ends += doubled
+            self.gathered.see("double_ends", row)
+
+    def add_lengths(
+        self,
+        row: Comparison,
+        prompt: int,
+        lengths: Sequence[int],
+        scored: Sequence[int],
+        pairs: Sequence[tuple[int, int]],
+    ) -> None:
+        """Counts a row that is used: the lengths of its parts, and which are scored."""
+        mine = self.sources.setdefault(row.source, SourceReport())
         for part in (self, mine):
             part.rows_in += 1
             part.rows_used += 1
-            part.pairs += len(tree.pairs_P2)
-        for reason, count in Counter(dropped).items():
-            self.pairs_dropped[reason] = self.pairs_dropped.get(reason, 0) + count
-        lengths = [len(ids) for ids in tree.response_ids]
-        self.responses += len(lengths)
+            part.pairs += len(pairs)
+            part.responses += len(lengths)
+            part.prompt_tokens += prompt
+            part.response_tokens += sum(lengths)
+        mine.chosen_tokens += sum(scored[chosen] for chosen, _ in pairs)
+        mine.rejected_tokens += sum(scored[rejected] for _, rejected in pairs)
+        self.scored_tokens += sum(scored)
+        self.longest = max(self.longest, prompt + max(lengths))
+
+    def _add_cuts(self, row: Comparison, tree: TokenTree, cuts: Cuts) -> None:
         self.prompts_cut += cuts.prompt
+        if cuts.prompt:
+            self.gathered.see("prompts_cut", row)
+        if not any(cuts.responses):
+            return
         self.responses_cut += sum(cuts.responses)
         self.ends_of_turn_lost += sum(cuts.responses)
-        self.prompt_tokens += len(tree.prompt_ids)
-        self.response_tokens += sum(lengths)
-        self.scored_tokens += sum(map(sum, tree.response_masks))
-        self.longest = max(self.longest, len(tree.prompt_ids) + max(lengths))
+        self.gathered.see("responses_cut", row)
+        for chosen, rejected in tree.pairs_P2:
+            if cuts.responses[chosen] != cuts.responses[rejected]:
+                side = "chosen" if cuts.responses[chosen] else "rejected"
+                self.one_sided_cuts[side] += 1
+                self.gathered.see("one_sided_cuts", row, f"only {side} is cut")
 
-    def finish(self, trees: Sequence[TokenTree]) -> None:
-        """Adds the means, and asserts that every row is accounted for."""
-        sides: tuple[list[int], list[int]] = ([], [])
-        for tree in trees:
-            for pair in tree.pairs_P2:
-                for lengths, index in zip(sides, pair, strict=True):
-                    lengths.append(sum(tree.response_masks[index]))
-        if sides[0]:
-            self.mean_chosen_tokens = sum(sides[0]) / len(sides[0])
-            self.mean_rejected_tokens = sum(sides[1]) / len(sides[1])
+    def finish(self, used: Sized, bt_beta: float | None = None) -> None:
+        """Turns what was gathered into figures, and asserts that every row is accounted for.
+
+        Args:
+            used: the trees.
+            bt_beta: of an objective that makes soft labels of score gaps.
+        """
+        held = self.gathered
+        self.lengths = held.lengths()
+        if self.unit == "tokens":
+            self.limits = held.limits(self.max_length)
+        if held.used_chosen_P:
+            chosen_P = statistics.as_values(held.used_chosen_P)
+            rejected_P = statistics.as_values(held.used_rejected_P)
+            self.length_bias = statistics.length_bias(chosen_P, rejected_P)
+            self.mean_chosen_tokens = self.length_bias.mean_chosen
+            self.mean_rejected_tokens = self.length_bias.mean_rejected
+        gaps_P = statistics.as_values(held.gaps_P, float)
+        self.score_gaps = statistics.score_gaps(gaps_P, bt_beta)
         parts: list[DataReport | SourceReport] = [self, *self.sources.values()]
         for part in parts:
             accounted = part.rows_used + sum(part.set_aside.values())
             assert part.rows_in == accounted, f"{part.rows_in} rows in, {accounted} accounted for"
-        assert self.rows_used == len(trees), f"{self.rows_used} rows used, {len(trees)} trees"
+        assert self.rows_used == len(used), f"{self.rows_used} rows used, {len(used)} trees"
+        self.find_problems()
+
+    def find_problems(self) -> None:
+        """Looks for problems anew, after something was added."""
+        self.problems = find_problems(self)
 
     def reasons(self) -> str:
         """Reasons with counts, the commonest first: "empty_response 3, tie 1"."""
         ordered = sorted(self.set_aside.items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(f"{reason} {count}" for reason, count in ordered)
 
-    def check(self, strict: bool) -> None:
-        """Raises DataError where no row is left, or, if strict, where any was set aside."""
-        if not self.set_aside or (self.rows_used and not strict):
+    def check(self, strict: bool, max_cut_fraction: float | None = None) -> None:
+        """Raises DataError where no row is left, any was set aside (strict), or too much is cut."""
+        if self.set_aside and (strict or not self.rows_used):
+            self._refuse()
+        share = self.responses_cut / max(self.responses, 1)
+        if max_cut_fraction is None or share <= max_cut_fraction:
             return
+        found = next(one for one in self.problems if one.name == "responses_cut")
+        raise DataError(
+            f"data.max_cut_fraction is {max_cut_fraction:g}, and {self.responses_cut} of "
+            f"{self.responses} responses ({share:.1%}) are cut; {found.advice}"
+        )
+
+    def _refuse(self) -> None:
         reason, rows = next(iter(self.examples.items()))
         first = rows[0]
         example = f"{first['source']}:{first['line']} {reason}: {first['detail']}".rstrip(": ")
@@ -153,22 +257,14 @@ class DataReport:
         if self.pairs:
             lines[1] += (
                 f", {self.pairs:,} pairs; chosen {self.mean_chosen_tokens:.0f}, rejected "
-                f"{self.mean_rejected_tokens:.0f} tokens on average"
+                f"{self.mean_rejected_tokens:.0f} {self.unit} on average"
             )
         if self.set_aside:
             lines.append(f"set aside: {self.reasons()}")
-        if self.prompts_cut or self.responses_cut:
-            lines.append(
-                f"cut: {self.prompts_cut:,} prompts, {self.responses_cut:,} of "
-                f"{self.responses:,} responses, which lost their end of turn"
-            )
         dropped = ", ".join(f"{reason} {count}" for reason, count in self.pairs_dropped.items())
         lines += [f"pairs dropped: {dropped}"] if dropped else []
-        if self.drawn_ties:
-            lines.append(
-                f"{self.drawn_ties:,} pairs were drawn from equal scores, so their order says "
-                "nothing; data.ties=drop leaves them out"
-            )
+        told = [one for one in self.problems if one.name not in self.set_aside]
+        lines += [f"{one.text}; {one.advice}" for one in told if one.level == "warning"]
         return lines + self.notes
 
     def print(self) -> None:

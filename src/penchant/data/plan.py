@@ -28,6 +28,10 @@ class BuildSettings:
     score_transform: Transform = "raw"
     max_pairs_per_prompt: int | None = None
     strict: bool = False
+    max_cut_fraction: float | None = None
+    """More cut responses than this fraction are an error."""
+    bt_beta: float | None = None
+    """Of an objective that makes soft labels of score gaps; only the report looks at it."""
     seed: int = 42
 
     def __post_init__(self) -> None:

@@ -71,7 +71,7 @@ def point_chart(points: Sequence[Point], frame: Frame, *, alternative: str) -> M
         place = _label_place(point, x, y, frame, boxes)
         boxes.append(place)
         marks.append(_point(point, x, y, place))
-    return _svg(frame, alternative, frame.draw(x, y), marks)
+    return drawing(frame, alternative, frame.draw(x, y), marks)
 
 
 def curve_chart(
@@ -102,7 +102,7 @@ def curve_chart(
         for curve, height in zip(curves, heights, strict=True):
             left = frame.width - frame.right + 8
             marks.append(tag("text", curve.label, x=left, y=height, class_=f"name s{curve.series}"))
-    return _svg(frame, alternative, frame.draw(x, y), marks)
+    return drawing(frame, alternative, frame.draw(x, y), marks)
 
 
 def interval_bar(value: float, interval: tuple[float, float], *, middle: float = 0.5) -> Markup:
@@ -125,8 +125,8 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def _svg(frame: Frame, alternative: str, *content: Markup | list[Markup]) -> Markup:
-    """The drawing, read out as one picture with `alternative`."""
+def drawing(frame: Frame, alternative: str, *content: Markup | list[Markup]) -> Markup:
+    """A chart, read out as one picture with `alternative`."""
     return tag(
         "svg",
         content,

@@ -1,0 +1,139 @@
+"""What rows say, compared with one another: duplicates, contradictions, train against evaluation.
+
+Compared by digest, so that memory holds sixteen bytes a text and not the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from penchant.data.fields import plain_text
+from penchant.types import Comparison, Text
+
+Digest = bytes
+Pair = tuple[int, int]
+
+
+@dataclass
+class Repeats:
+    """Rows and pairs that occur more than once, or against each other."""
+
+    duplicate_rows: int = 0
+    """Rows that say the same as an earlier one: prompt, responses, and which is chosen."""
+    distinct_prompts: int = 0
+    rows_with_known_prompt: int = 0
+    """Rows whose prompt an earlier row has too; usual where a prompt has several pairs."""
+    most_rows_of_a_prompt: int = 0
+    contradictory_pairs: int = 0
+    """Pairs (A over B) of which the same prompt also has the opposite (B over A); both counted."""
+    of_duplicates: list[str] = field(default_factory=list)
+    """Row ids of the first duplicates, each with the row that it repeats."""
+    of_contradictions: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What evaluation shares with training."""
+
+    rows: int
+    """Rows of evaluation that are in training: same prompt, responses and pair."""
+    prompts: int
+    """Rows of evaluation whose prompt is in training."""
+    of: int
+    """Rows of evaluation."""
+    examples: list[str] = field(default_factory=list)
+    """Row ids of evaluation, the shared rows first."""
+
+
+def digest(text: Text) -> Digest:
+    """Equal for texts with equal words; roles play no part."""
+    content = plain_text(text).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def repeats(rows: Iterable[tuple[Comparison, Sequence[Pair]]], num_examples: int) -> Repeats:
+    """Counts over rows and the pairs that they are used for."""
+    found = Repeats()
+    first_row: dict[Any, str] = {}
+    prompts: Counter[Digest] = Counter()
+    directions: dict[tuple[Digest, Digest, Digest], list[str]] = {}
+    for row, pairs in rows:
+        prompt = digest(row.prompt)
+        responses = [digest(response) for response in row.responses]
+        prompts[prompt] += 1
+        key = (prompt, tuple(responses), tuple(pairs))
+        if key in first_row:
+            found.duplicate_rows += 1
+            if len(found.of_duplicates) < num_examples:
+                found.of_duplicates.append(f"{row.row_id} repeats {first_row[key]}")
+        else:
+            first_row[key] = row.row_id
+        for chosen, rejected in pairs:
+            direction = (prompt, responses[chosen], responses[rejected])
+            directions.setdefault(direction, []).append(row.row_id)
+    _add_contradictions(found, directions, num_examples)
+    found.distinct_prompts = len(prompts)
+    found.rows_with_known_prompt = prompts.total() - len(prompts)
+    found.most_rows_of_a_prompt = max(prompts.values(), default=0)
+    return found
+
+
+def _add_contradictions(
+    found: Repeats, directions: dict[tuple[Digest, Digest, Digest], list[str]], num_examples: int
+) -> None:
+    for (prompt, chosen, rejected), row_ids in directions.items():
+        others = directions.get((prompt, rejected, chosen))
+        if others is None or chosen == rejected:
+            continue
+        found.contradictory_pairs += len(row_ids)
+        if chosen < rejected and len(found.of_contradictions) < num_examples:
+            found.of_contradictions.append(f"{row_ids[0]} against {others[0]}")
+
+
+def overlap(
+    train: Iterable[Comparison], evaluation: Sequence[Comparison], num_examples: int = 3
+) -> Overlap:
+    """Rows and prompts of evaluation that training has too."""
+    rows: set[Any] = set()
+    prompts: set[Digest] = set()
+    for row in train:
+        key = _row_key(row)
+        rows.add(key)
+        prompts.add(key[0])
+    same_row, same_prompt = [], []
+    for row in evaluation:
+        key = _row_key(row)
+        if key in rows:
+            same_row.append(row.row_id)
+        elif key[0] in prompts:
+            same_prompt.append(row.row_id)
+    examples = [*same_row, *same_prompt][:num_examples]
+    both = len(same_row) + len(same_prompt)
+    return Overlap(len(same_row), both, len(evaluation), examples)
+
+
+def _row_key(row: Comparison) -> tuple[Digest, Any, Any]:
+    return digest(row.prompt), tuple(map(digest, row.responses)), row.pairs
+
+
+def special_texts(tokenizer: Any) -> re.Pattern[str] | None:
+    """Finds the tokenizer's special tokens written out in a text; None where it has none."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    names = {str(token) for token in added if token.special}
+    names |= {str(name) for name in tokenizer.all_special_tokens}
+    names = {name for name in names if len(name) > 1}
+    return re.compile("|".join(map(re.escape, sorted(names)))) if names else None
+
+
+def special_in(row: Comparison, pattern: re.Pattern[str]) -> str | None:
+    """The first special token that the words of a row hold."""
+    for text in (row.prompt, *row.responses):
+        found = pattern.search(plain_text(text))
+        if found:
+            return found.group()
+    return None

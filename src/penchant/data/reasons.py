@@ -1,0 +1,33 @@
+"""Why rows are set aside, and what to do about it, reason by reason."""
+
+ADVICE = {
+    "broken_line": "mend or remove these lines",
+    "missing_column": "name the format with data.format=..., or fill the column",
+    "wrong_type": "mend these rows; their detail says what stands where",
+    "bad_text": "mend these rows: they hold text that UTF-8 cannot",
+    "empty_response": "nothing to do: an empty response teaches nothing",
+    "empty_prompt": "give these rows a prompt, or a tokenizer that has a BOS token",
+    "chosen_equals_rejected": "nothing to do: equal responses teach no preference",
+    "equal_after_cut": "the two sides differ only beyond data.max_length",
+    "prompt_too_long": "the prompt alone fills data.max_length",
+    "too_long": "data.overlong=cut would keep these rows, cut",
+    "nothing_scored": "no assistant token is left to learn from; raise data.max_length",
+    "nan_score": "the objective needs two scores that are numbers",
+    "missing_score": "the objective needs scores; add them or take objective=dpo",
+    "no_pair": "for rows with one response use penchant sft",
+    "no_soft_label": "add these prompt ids to the table of soft labels",
+    "tie": "as asked by data.ties=drop",
+    "score_gap_too_small": "as asked by data.min_score_gap",
+    "negative_gap": "as asked by data.negative_gap=drop",
+    "over_pair_cap": "as asked by data.max_pairs_per_prompt",
+    "contaminated": "as asked by data.decontaminate",
+    "template_not_prefix": "choose another template with data.chat_template",
+    "template_error": "the chat template refuses these conversations; detail says why",
+}
+ASKED_FOR = {
+    "tie", "score_gap_too_small", "negative_gap", "over_pair_cap", "contaminated", "too_long",
+    "empty_response", "chosen_equals_rejected",
+}  # fmt: skip
+"""Nobody need be warned of these."""
+NEEDS_LENGTH = {"equal_after_cut", "prompt_too_long"}
+"""Another max_length would keep some of these."""

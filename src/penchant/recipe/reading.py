@@ -1,0 +1,97 @@
+"""Recipes of the commands that look and train nothing: `data` and `explain`.
+
+Both take the recipe of a training as it is; sections that they do not need are allowed and unused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from penchant.data.config import DataConfig
+from penchant.models.config import ModelConfig, ModelSource
+from penchant.recipe.kinds import Recipe, check_finite, named_mapping, resolved_sections
+from penchant.train.config import SftConfig, TrainingConfig
+
+
+def _named(given: Any) -> Any:
+    check_finite("objective", given)
+    return named_mapping(given, default={"name": "dpo"}, nested="token_weights")
+
+
+class DataRecipe(Recipe):
+    """The data report: `penchant data FILE` or `penchant data RECIPE.yaml`."""
+
+    positional = "data"
+
+    data: DataConfig
+    """What is read; `data=FILE` means data.train."""
+    tokenizer: str | None = Field(None, min_length=1)
+    """Folder or hub id of a tokenizer; default: the model's, and without one no tokens."""
+    model: ModelConfig | None = None
+    """Its tokenizer is used; the weights are not read."""
+    use: Literal["auto", "pairs", "chosen"] = "auto"
+    """pairs (train), chosen (sft: one response a row); auto: pairs where the data has some."""
+    objective: dict[str, Any] | None = None
+    """Says whether scores are needed and, with bt_beta, which soft labels they become."""
+    report: str | None = Field(None, min_length=1)
+    """Also write it: a folder (data_report.json, data_report.html), or a file of one of both."""
+    output: str | None = Field(None, min_length=1)
+    """Also convert the rows to this file (.jsonl, .json, .parquet, .csv; text files also .gz)."""
+    format: str | None = Field(None, min_length=1)
+    """Layout of that file; default: as the rows are best kept."""
+    sft: SftConfig | None = None
+    """Of an sft recipe; its presence means use=chosen."""
+    training: TrainingConfig = TrainingConfig()
+    """Of a training recipe; only the seed is used."""
+    reference: ModelSource | None = None
+    """Of a training recipe; not used."""
+    output_dir: str = ""
+    """Of a training recipe; not used."""
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        return _named(given) if given is not None else None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.format is not None and self.output is None:
+            raise ValueError(f"format is {self.format!r}, but there is no output to write; give "
+                             "output=FILE (data.format names the format that is read)")  # fmt: skip
+        return self
+
+
+class ExplainRecipe(Recipe):
+    """One comparison as the model sees it: `penchant explain RECIPE.yaml row=17`."""
+
+    row: int | str
+    """Number of the row in its file (line, from 1), or its id `<source>:<number>`."""
+    model: ModelConfig
+    """The policy; of a finished run, its folder."""
+    reference: ModelSource | None = None
+    """The frozen model to measure against; default: the policy as it starts."""
+    data: DataConfig
+    """Where the row is; `data=FILE` means data.train."""
+    objective: dict[str, Any] = Field({"name": "dpo"}, validate_default=True)
+    """Name, or {name: ..., its fields, sft_weight, token_weights}."""
+    tokens_only: bool = False
+    """Show tokens and cuts, and load no weights."""
+    output: str | None = Field(None, min_length=1)
+    """Also write an HTML page to this file."""
+    sft: SftConfig | None = None
+    """Of an sft recipe; its presence means objective=sft."""
+    training: TrainingConfig = TrainingConfig()
+    """Of a training recipe; seed and device are used."""
+    output_dir: str = ""
+    """Of a training recipe; not used."""
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        return _named(given)
+
+    def resolved(self) -> Self:
+        update = resolved_sections(self.model, self.data, self.training, (5e-7, 2e-5))
+        return self.model_copy(update=update)
