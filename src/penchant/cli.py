@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -89,14 +91,18 @@ def _describe(command: str, schema: bool) -> None:
 
 
 def _run(command: str, arguments: list[str], dry_run: bool) -> None:
+    from penchant.commands._show import plan_lines, print_result
+
     recipe = commands.prepare(command, None, arguments)
     if not dry_run:
-        commands.start(command, recipe)
+        print_result(command, commands.start(command, recipe), recipe.output_dir)
         return
-    plan = commands.start(command, recipe, dry_run=True)
+    # What is said on the way becomes a comment, so that the whole loads as a recipe.
+    with redirect_stdout(io.StringIO()) as said:
+        plan = commands.start(command, recipe, dry_run=True)
     typer.echo(dump_recipe(recipe), nl=False)
-    for key, value in plan.items():
-        typer.echo(f"# {key}: {value}")
+    for line in plan_lines(plan, said.getvalue()):
+        typer.echo(line)
 
 
 def _or_exit(action: Callable[[], Any]) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+logging.disable_progress_bar()  # of the one file that is written
 
 INITIALIZER_RANGE = 0.06
 """Three times the usual: at this width the tasks are then learnt in half the steps."""
