@@ -121,7 +121,7 @@ def test_a_csv_row_of_another_width_is_set_aside(tmp_path):
         ("a.json", b'{"data": [1, 2', "not valid JSON"),
         ("a.json", b"3", "neither a list"),
         ("a.jsonl.gz", b"not gzip", "damaged gzip"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999)[:-20], "damaged gzip"),
+        ("a.jsonl.gz", gzip.compress(json.dumps(ROWS[0]).encode() + b"\n")[:-20], "damaged gzip"),
         ("a.parquet", b"PAR1", "not a whole Parquet file"),
         ("a.txt", b"hello", "cannot tell what it is"),
     ],

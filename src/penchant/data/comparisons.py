@@ -7,11 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
-from penchant.data import formats
-from penchant.data.contamination import Contamination
 from penchant.data.fields import plain_text
-from penchant.data.rows import Row, RowError, SetAside, excerpt
-from penchant.data.source import SourceRows, parse_sources, read_source
+from penchant.data.reading import read_comparisons
+from penchant.data.rows import SetAside
 from penchant.errors import DataError
 from penchant.types import Comparison, Text
 
@@ -68,45 +66,17 @@ def load(
         MissingFileError: a source is not there.
         DataError: a source is empty, has nothing but broken lines, or no known format.
     """
-    prompts = Contamination.read(decontaminate) if decontaminate else None
+    stream = read_comparisons(
+        path, format=format, seed=seed, decontaminate=decontaminate, default_split=default_split
+    )
     rows: list[Comparison] = []
     set_aside: list[SetAside] = []
-    names: dict[str, str] = {}
-    left_out = 0
-    for source in parse_sources(path):
-        given = read_source(source, seed, default_split)
-        left_out += given.left_out
-        names[source.name] = _read_rows(given, format, prompts, (rows, set_aside))
-    return Comparisons(tuple(rows), tuple(set_aside), left_out, names)
-
-
-def _read_rows(
-    given: SourceRows,
-    wanted: str,
-    prompts: Contamination | None,
-    out: tuple[list[Comparison], list[SetAside]],
-) -> str:
-    """Adds the rows of one data set to the two lists; returns its format's name."""
-    rows, set_aside = out
-    values = [row.value for row in given.rows if isinstance(row, Row)]
-    module = formats.detect(values, given.source.name, wanted)
-    for row in given.rows:
-        if isinstance(row, SetAside):
-            set_aside.append(row)
-            continue
-        try:
-            comparison = module.read(row.value, row.row_id, row.source)
-            if prompts is not None:
-                prompts.check(comparison)
-        except RecursionError:
-            detail = "nested too deep"
-            set_aside.append(SetAside(row.source, row.line, "broken_line", detail))
-        except RowError as error:
-            shown = excerpt(row.value)
-            set_aside.append(SetAside(row.source, row.line, error.reason, error.detail, shown))
+    for row in stream:
+        if isinstance(row, Comparison):
+            rows.append(row)
         else:
-            rows.append(comparison)
-    return module.NAME
+            set_aside.append(row)
+    return Comparisons(tuple(rows), tuple(set_aside), stream.left_out, stream.formats)
 
 
 def content_key(text: Text) -> Any:

@@ -27,6 +27,8 @@ class DatasetConfig(BaseModel):
     """Configuration of a hub data set."""
     split: str | None = None
     """Split of a hub data set or of a saved folder; default: train, or the only one."""
+    format: str | None = Field(None, min_length=1)
+    """Format of this data set; default: data.format."""
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
@@ -64,7 +66,7 @@ class DataConfig(BaseModel):
     eval_fraction: float | None = Field(None, gt=0, lt=1, allow_inf_nan=False)
     """Instead of data.eval: hold out this part of the training prompts."""
     format: str = Field("auto", min_length=1)
-    """Name of the source format; auto recognises it by its columns."""
+    """Name of the source format, `name:choice` where it has choices; auto: by its columns."""
     pairing: Literal["best-vs-worst", "best-vs-rest", "all"] = "best-vs-worst"
     """How N scored responses become pairs."""
     min_score_gap: float | None = Field(None, ge=0, allow_inf_nan=False)
@@ -74,7 +76,9 @@ class DataConfig(BaseModel):
     negative_gap: Literal["keep", "swap", "drop"] = "keep"
     """What happens to pairs whose chosen has the lower score."""
     max_pairs_per_prompt: int | None = Field(None, ge=1)
-    """At most so many pairs of one prompt."""
+    """At most so many pairs of one prompt; default: no limit, but 5 for SHP."""
+    gap_bins: int | None = Field(None, ge=2)
+    """Draw pairs evenly over so many equal ranges of the score gap (after score_transform)."""
     score_transform: Literal["raw", "clip", "log", "rank", "zscore"] = "raw"
     """Applied to the scores of each data set before the objective sees them."""
     soft_labels: SoftLabelConfig | None = None

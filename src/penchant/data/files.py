@@ -19,6 +19,9 @@ from typing import IO, Any
 from penchant.data.rows import excerpt
 from penchant.errors import DataError
 
+_ROWS_AT_ONCE = 256
+_JSON_COLUMNS = ("tools", "tool_calls")
+
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 
 
@@ -134,12 +137,30 @@ def _parquet(path: Path) -> Iterator[Read]:
 
     try:
         number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        file = pyarrow.parquet.ParquetFile(path)
+        padded = has_padding(str(file.schema_arrow))
+        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
             for value in batch.to_pylist():
                 number += 1
-                yield number, value
+                yield number, unpadded(value) if padded else value
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: not a whole Parquet file ({_first_line(error)})") from error
+
+
+def has_padding(schema: str) -> bool:
+    """May rows of this Arrow schema hold objects that had keys of their own?"""
+    return any(name in schema for name in _JSON_COLUMNS)
+
+
+def unpadded(value: Any, within: bool = False) -> Any:
+    """Without the keys that Arrow gave every tool and call because one of them has it."""
+    if isinstance(value, Mapping):
+        return {
+            key: unpadded(inner, within or key in _JSON_COLUMNS)
+            for key, inner in value.items()
+            if inner is not None or not within
+        }
+    return [unpadded(inner, within) for inner in value] if isinstance(value, list) else value
 
 
 def _csv(path: Path) -> Iterator[Read]:
@@ -162,16 +183,17 @@ def _csv(path: Path) -> Iterator[Read]:
                 detail = "more or fewer cells than the header has"
                 yield line, BrokenLine("broken_line", detail, excerpt(list(value.values())))
             else:
-                yield line, {name: _cell(cell) for name, cell in value.items()}
+                yield line, {name: cell(text) for name, text in value.items()}
 
 
-def _cell(cell: str) -> Any:
-    if cell.startswith("[{"):
+def cell(text: str) -> Any:
+    """What a cell holds: nothing, a list of objects in JSON, or its text."""
+    if text.startswith("[{"):
         try:
-            return json.loads(cell)
+            return json.loads(text)
         except (ValueError, RecursionError):
-            return cell
-    return cell or None
+            return text
+    return text or None
 
 
 def _first_line(error: BaseException) -> str:

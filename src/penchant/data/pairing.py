@@ -167,3 +167,25 @@ def cap_pairs(
         for row, position in drawn:
             kept[row].append(position)
     return [tuple(positions) for positions in kept]
+
+
+def even_gaps(gaps: Sequence[float], bins: int, seed: Hashable) -> list[int]:
+    """Which of these pairs stay so that small and large gaps occur alike.
+
+    The gaps from the smallest to the largest are cut into ranges of equal width; each keeps at
+    most the mean over the ranges that have any, drawn by the seed. A range with fewer keeps all.
+    Where all gaps are equal, every pair stays.
+    """
+    if not gaps:
+        return []
+    low, width = min(gaps), (max(gaps) - min(gaps)) / bins
+    ranges: dict[int, list[int]] = defaultdict(list)
+    for index, gap in enumerate(gaps):
+        ranges[min(int((gap - low) / width), bins - 1) if width > 0 else 0].append(index)
+    limit = -(-len(gaps) // len(ranges))
+    generator = random.Random(f"{seed}:gaps")
+    kept: list[int] = []
+    for number in sorted(ranges):
+        group = ranges[number]
+        kept += generator.sample(group, limit) if len(group) > limit else group
+    return sorted(kept)

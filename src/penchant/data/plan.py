@@ -9,7 +9,8 @@ from typing import Literal, get_args
 from penchant.data.comparisons import prompt_key
 from penchant.data.data_report import DataReport
 from penchant.data.fields import plain_text
-from penchant.data.pairing import PairPlan, PairSettings, cap_pairs, plan_pairs
+from penchant.data.formats import max_pairs_per_prompt
+from penchant.data.pairing import PairPlan, PairSettings, cap_pairs, even_gaps, plan_pairs
 from penchant.data.render import Rendered
 from penchant.data.rows import RowError, SetAside, excerpt
 from penchant.data.scores import Transform, transform_scores
@@ -27,6 +28,9 @@ class BuildSettings:
     """pairs: trees with pairs. chosen: one response per tree, the chosen or only one (SFT)."""
     score_transform: Transform = "raw"
     max_pairs_per_prompt: int | None = None
+    """None: the format's own cap, where it has one (SHP: 5)."""
+    gap_bins: int | None = None
+    """Draw pairs evenly over so many equal ranges of the score gap."""
     strict: bool = False
     max_cut_fraction: float | None = None
     """More cut responses than this fraction are an error."""
@@ -39,6 +43,8 @@ class BuildSettings:
             if getattr(self, name) not in get_args(hint):
                 allowed = ", ".join(get_args(hint))
                 raise DataError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
+        if self.gap_bins is not None and self.gap_bins < 2:
+            raise DataError(f"gap_bins is {self.gap_bins}; allowed: 2 or more")
 
 
 @dataclass
@@ -58,6 +64,8 @@ def plan_rows(
     every_response: bool = False,
 ) -> list[Planned]:
     """Pairs of each row; rows without any are set aside."""
+    if build.gap_bins is not None:
+        pair = replace(pair, needs_scores=True)
     if pair.needs_scores and build.use == "pairs":
         _require_scores(rows)
     planned = []
@@ -71,8 +79,10 @@ def plan_rows(
         if row.pairs is None and row.scores is not None:
             report.drawn_ties += sum(row.scores[c] == row.scores[r] for c, r in plan.pairs)
         planned.append(Planned(replace(row, scores=scores), plan))
-    if build.max_pairs_per_prompt is not None and build.use == "pairs":
+    if build.use == "pairs":
         planned = _capped(planned, build.max_pairs_per_prompt, build.seed, report)
+        if build.gap_bins is not None:
+            planned = _evened(planned, build.gap_bins, build.seed, report)
     if not every_response:
         for one in planned:
             _drop_unused(one, build.use)
@@ -81,6 +91,8 @@ def plan_rows(
 
 def _chosen_plan(row: Comparison, pair: PairSettings) -> PairPlan:
     """For SFT the pair only says which response is the good one."""
+    if row.labels is not None and len(row.responses) == 1 and not row.labels[0]:
+        raise RowError("thumb_down", "nobody should learn this response")
     if len(row.responses) == 1:
         return PairPlan((), None, ())
     return plan_pairs(row, replace(pair, needs_scores=False))
@@ -105,17 +117,61 @@ def _drop_unused(one: Planned, use: Use) -> None:
     one.plan = replace(one.plan, pairs=pairs, soft_labels=one.plan.soft_labels if pairs else None)
 
 
-def _capped(planned: list[Planned], limit: int, seed: int, report: DataReport) -> list[Planned]:
-    keys = [(one.row.source, prompt_key(one.row)) for one in planned]
-    kept = cap_pairs(keys, [len(one.plan.pairs) for one in planned], limit, seed)
+def _capped(
+    planned: list[Planned], limit: int | None, seed: int, report: DataReport
+) -> list[Planned]:
+    """At most so many pairs of a prompt within a data set: the recipe's cap, or the format's."""
+    kept = [tuple(range(len(one.plan.pairs))) for one in planned]
+    limits = [limit or max_pairs_per_prompt(one.row.format) for one in planned]
+    for cap in sorted({cap for cap in limits if cap is not None}):
+        rows = [index for index, its_cap in enumerate(limits) if its_cap == cap]
+        keys = [(planned[index].row.source, prompt_key(planned[index].row)) for index in rows]
+        counts = [len(planned[index].plan.pairs) for index in rows]
+        for index, positions in zip(rows, cap_pairs(keys, counts, cap, seed), strict=True):
+            kept[index] = positions
+    return _kept(planned, kept, "over_pair_cap", "its prompt has enough pairs already", report)
+
+
+def _evened(planned: list[Planned], bins: int, seed: int, report: DataReport) -> list[Planned]:
+    """Pairs drawn evenly over ranges of the gap between the scores that the objective sees."""
+    by_source: dict[str, list[int]] = {}
+    for index, one in enumerate(planned):
+        by_source.setdefault(one.row.source, []).append(index)
+    kept: list[list[int]] = [[] for _ in planned]
+    for name, rows in by_source.items():
+        places = [
+            (row, position) for row in rows for position in range(len(planned[row].plan.pairs))
+        ]
+        gaps = [_gap(planned[row], position) for row, position in places]
+        for place in even_gaps(gaps, bins, f"{seed}:{name}"):
+            row, position = places[place]
+            kept[row].append(position)
+    return _kept(planned, kept, "over_gap_bin", "enough pairs have such a score gap", report)
+
+
+def _gap(one: Planned, position: int) -> float:
+    chosen, rejected = one.plan.pairs[position]
+    scores = one.row.scores
+    assert scores is not None, "pairs without scores are set aside where gaps are needed"
+    return abs(scores[chosen] - scores[rejected])
+
+
+def _kept(
+    planned: list[Planned],
+    kept: Sequence[Sequence[int]],
+    reason: str,
+    detail: str,
+    report: DataReport,
+) -> list[Planned]:
+    """Rows with some of their pairs; those that lose all are set aside."""
     left = []
     for one, positions in zip(planned, kept, strict=True):
         lost = len(one.plan.pairs) - len(positions)
         if not positions:
-            error = RowError("over_pair_cap", f"its prompt has {limit} pairs already")
-            report.add_set_aside(set_aside(one.row, error))
+            report.add_set_aside(set_aside(one.row, RowError(reason, detail)))
             continue
-        one.plan = one.plan.keep(positions, ["over_pair_cap"] * lost)
+        if lost:
+            one.plan = one.plan.keep(positions, [reason] * lost)
         left.append(one)
     return left
 

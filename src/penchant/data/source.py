@@ -1,7 +1,9 @@
 """Where rows come from: files, saved folders, folders in hub layout, hub ids; lists of them.
 
 A source may be a path or id, or a mapping with `path` and optional `name`, `fraction`, `rows`,
-`config` and `split`. A fraction or number of rows is drawn by the seed; the order stays.
+`config`, `split` and `format`. A fraction or number of rows is drawn by the seed; the order stays.
+Rows are read one after another; drawing reads a source twice, once to count. Only a .json file
+that is one list has to be in memory whole.
 """
 
 from __future__ import annotations
@@ -14,7 +16,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from penchant.data.files import SUFFIXES, BrokenLine, Read, kind, read_file, stem
+from penchant.data.files import (
+    SUFFIXES,
+    BrokenLine,
+    Read,
+    has_padding,
+    kind,
+    read_file,
+    stem,
+    unpadded,
+)
 from penchant.data.rows import Row, SetAside
 from penchant.errors import DataError, MissingFileError
 
@@ -31,6 +42,7 @@ class Source:
     rows: int | None = None
     config: str | None = None
     split: str | None = None
+    format: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,35 +94,66 @@ def _parse(given: Any) -> Source:
 def _name(path: str) -> str:
     if Path(path).exists() or path.lower().endswith((*SUFFIXES, ".gz")):
         return stem(Path(path))
+    named = _named_folder(Source(path=path))
+    if named is not None:
+        return stem(Path(named.path))
     return path.split(":")[0]
 
 
 def read_source(source: Source, seed: int, default_split: str = "train") -> SourceRows:
-    """Every row of a source, or those that its fraction or number of rows draws.
+    """Every row of a source, or those that its fraction or number of rows draws, in memory.
 
     Raises:
         MissingFileError: nothing has this name.
         DataError: nothing in it, nothing but broken lines, or a file that cannot be read.
     """
-    rows = [_row(source.name, line, value) for line, value in _read(source, default_split)]
-    if not rows:
+    rows, left_out = read_rows(source, seed, default_split)
+    return SourceRows(source, tuple(rows), left_out)
+
+
+def read_rows(
+    source: Source, seed: int, default_split: str = "train"
+) -> tuple[Iterator[Row | SetAside], int]:
+    """The same rows one after another, and how many were not drawn; errors come with the rows."""
+    drawn = None
+    left_out = 0
+    if source.fraction is not None or source.rows is not None:
+        count = sum(1 for _ in _read(source, default_split))
+        wanted = count
+        if source.fraction is not None:
+            wanted = max(1, round(source.fraction * count))
+        if source.rows is not None:
+            wanted = min(wanted, source.rows)
+        if wanted < count:
+            generator = random.Random(f"{seed}:{source.name}")
+            drawn = frozenset(generator.sample(range(count), wanted))
+            left_out = count - wanted
+    return _rows(source, _read(source, default_split), drawn), left_out
+
+
+def _rows(
+    source: Source, values: Iterator[Read], drawn: frozenset[int] | None
+) -> Iterator[Row | SetAside]:
+    """Rows by number; raises DataError at the end where none of them could be read."""
+    num_broken, first_broken, found = 0, None, False
+    for number, (line, value) in enumerate(values):
+        if drawn is not None and number not in drawn:
+            continue
+        row = _row(source.name, line, value)
+        if isinstance(row, Row):
+            found = True
+        else:
+            num_broken += 1
+            first_broken = first_broken or row
+        yield row
+    if found:
+        return
+    if first_broken is None:
         raise DataError(f"{source.path}: holds no rows")
-    broken = next((row for row in rows if isinstance(row, SetAside)), None)
-    if broken is not None and all(isinstance(row, SetAside) for row in rows):
-        raise DataError(
-            f"{source.path}: nothing but broken lines ({len(rows)}); line {broken.line}: "
-            f"{broken.detail}: {broken.excerpt}"
-        )
-    wanted = len(rows)
-    if source.fraction is not None:
-        wanted = max(1, round(source.fraction * len(rows)))
-    if source.rows is not None:
-        wanted = min(wanted, source.rows)
-    kept = rows
-    if wanted < len(rows):
-        drawn = random.Random(f"{seed}:{source.name}").sample(range(len(rows)), wanted)
-        kept = [rows[index] for index in sorted(drawn)]
-    return SourceRows(source, tuple(kept), len(rows) - len(kept))
+    raise DataError(
+        f"{source.path}: nothing but broken lines ({num_broken}); line {first_broken.line}: "
+        f"{first_broken.detail}: {first_broken.excerpt}"
+    )
 
 
 def _row(name: str, line: int, value: Mapping[str, Any] | BrokenLine) -> Row | SetAside:
@@ -125,17 +168,27 @@ def _read(source: Source, default: str) -> Iterator[Read]:
         return read_file(path)
     if path.is_dir():
         return _read_folder(path, source, default)
-    outer, _, split = source.path.rpartition(":")
-    if outer and Path(outer).expanduser().is_dir():
-        return _read_folder(
-            Path(outer).expanduser(), replace(source, split=source.split or split), default
-        )
+    named = _named_folder(source)
+    if named is not None:
+        return _read_folder(Path(named.path).expanduser(), named, default)
     if _looks_like_file(source.path) or not _HUB_ID.fullmatch(source.path):
         raise MissingFileError(f"no file or folder {source.path}")
     name, _, rest = source.path.partition(":")
     config, _, split = rest.partition(":")
     found = _load_dataset(name, source.config or config or None, source.split or split or None)
     return _one_split(found, name, None, default)
+
+
+def _named_folder(source: Source) -> Source | None:
+    """`folder:split` or `folder:config:split`, taken apart."""
+    outer, _, split = source.path.rpartition(":")
+    if outer and Path(outer).expanduser().is_dir():
+        return replace(source, path=outer, split=source.split or split)
+    outer, _, config = outer.rpartition(":")
+    if outer and Path(outer).expanduser().is_dir():
+        config, split = source.config or config, source.split or split
+        return replace(source, path=outer, config=config or None, split=split or None)
+    return None
 
 
 def _looks_like_file(path: str) -> bool:
@@ -192,6 +245,8 @@ def _one_split(loaded: Any, name: str, split: str | None, default: str) -> Itera
         if wanted not in available:
             raise DataError(f"{name}: no split {wanted!r}; it has {', '.join(available)}")
         loaded = loaded[wanted]
+    if has_padding(str(loaded.features)):
+        return enumerate(map(unpadded, loaded), start=1)
     return enumerate(loaded, start=1)
 
 

@@ -2,6 +2,13 @@
 
 A format is a module with `NAME`, `matches(columns, row) -> bool` (recognised by its columns) and
 `read(row, row_id, source) -> Comparison`, which raises RowError where a row cannot be used.
+It may also have
+
+- `choices(row) -> tuple[str, ...]`, where a row can be read in several ways; `read` then has a
+  fourth argument, the one chosen by `data.format=name:choice`, and `DEFAULT_CHOICE` may name one;
+- `to_rows(comparison) -> list[dict]`, which makes it a format that `penchant.data.write` writes,
+  and `DRAWS_PAIRS = True` where it wants pairs drawn from scores first;
+- `MAX_PAIRS_PER_PROMPT`, the cap where the recipe sets none.
 """
 
 from __future__ import annotations
@@ -10,17 +17,19 @@ import importlib
 import pkgutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
 from penchant.errors import DataError
 from penchant.types import Comparison
 
-_ROWS_LOOKED_AT = 100
+ROWS_LOOKED_AT = 100
+"""Rows that decide on the format."""
 
 
 class Format(Protocol):
-    """What a module of this folder offers."""
+    """What every module of this folder offers."""
 
     NAME: str
 
@@ -33,6 +42,25 @@ class Format(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Reader:
+    """A format with what was chosen of it."""
+
+    module: Any
+    choice: str | None = None
+
+    @property
+    def label(self) -> str:
+        """As `data.format` would say it."""
+        return self.module.NAME if self.choice is None else f"{self.module.NAME}:{self.choice}"
+
+    def read(self, row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
+        """The comparison in a row; raises RowError."""
+        if self.choice is None:
+            return self.module.read(row, row_id, source)
+        return self.module.read(row, row_id, source, self.choice)
+
+
 @cache
 def known() -> dict[str, Format]:
     """Every format by name, in alphabetical order."""
@@ -43,41 +71,82 @@ def known() -> dict[str, Format]:
     return {module.NAME: module for module in sorted(modules, key=lambda module: module.NAME)}
 
 
+def max_pairs_per_prompt(name: str) -> int | None:
+    """The cap of a format where the recipe sets none."""
+    return getattr(known().get(name), "MAX_PAIRS_PER_PROMPT", None)
+
+
 def usual_columns(values: Sequence[Mapping[str, Any]]) -> frozenset[str]:
     """Columns that at least half of the first rows have; a damaged row decides nothing."""
-    looked_at = values[:_ROWS_LOOKED_AT]
+    looked_at = values[:ROWS_LOOKED_AT]
     counts = Counter(str(name) for value in looked_at for name in value)
     return frozenset(name for name, count in counts.items() if 2 * count >= len(looked_at))
 
 
-def detect(values: Sequence[Mapping[str, Any]], source: str, wanted: str = "auto") -> Format:
+def detect(values: Sequence[Mapping[str, Any]], source: str, wanted: str = "auto") -> Reader:
     """The format of a data set.
 
     Args:
         values: its first rows.
         source: its name, for messages.
-        wanted: a format's name, or "auto": by columns.
+        wanted: a format's name, with a choice after a colon where it has any; or "auto": by
+            columns.
     Raises:
-        DataError: unknown name; no format has these columns; more than one has.
+        DataError: unknown name or choice; no format has these columns; more than one has.
     """
-    formats = known()
-    names = ", ".join(formats)
-    if wanted != "auto":
-        if wanted not in formats:
-            raise DataError(f"data.format is {wanted!r}; known formats: auto, {names}")
-        return formats[wanted]
+    name, _, choice = wanted.partition(":")
+    if wanted == "auto":
+        module: Any = _by_columns(values, source)
+    elif name in known():
+        module = known()[name]
+    else:
+        names = ", ".join(known())
+        raise DataError(f"data.format is {wanted!r}; known formats: auto, {names}")
+    return Reader(module, _choice(module, choice or None, values, source))
+
+
+def _by_columns(values: Sequence[Mapping[str, Any]], source: str) -> Format:
     columns = usual_columns(values)
-    full = next((value for value in values if columns <= set(value)), values[0] if values else {})
-    found = [name for name, module in formats.items() if module.matches(columns, full)]
+    looked_at = values[:ROWS_LOOKED_AT]
+    full = [value for value in looked_at if columns <= set(value)] or looked_at[:1] or [{}]
+    found = {
+        name: module
+        for name, module in known().items()
+        if 2 * sum(module.matches(columns, value) for value in full) >= len(full)
+    }
     if len(found) == 1:
-        return formats[found[0]]
+        return next(iter(found.values()))
     shown = ", ".join(sorted(columns)) or "none"
     if found:
         raise DataError(
             f"{source}: the columns ({shown}) fit more than one format: {' and '.join(found)}; "
-            f"say which with data.format={found[0]}"
+            f"say which with data.format={next(iter(found))}"
         )
     raise DataError(
-        f"{source}: no format has the columns found ({shown}); known formats: {names}; "
+        f"{source}: no format has the columns found ({shown}); known formats: "
+        f"{', '.join(known())}; "
         "name one with data.format=..., or rename the columns to prompt, chosen, rejected"
+    )
+
+
+def _choice(
+    module: Any, given: str | None, values: Sequence[Mapping[str, Any]], source: str
+) -> str | None:
+    """The way in which a format's rows are read; None where there is only one."""
+    if not hasattr(module, "choices"):
+        if given is not None:
+            raise DataError(f"data.format is {module.NAME}:{given}, but it has no choice")
+        return None
+    allowed = sorted(
+        {choice for value in values[:ROWS_LOOKED_AT] for choice in module.choices(value)}
+    )
+    if given is None and hasattr(module, "DEFAULT_CHOICE"):
+        return module.DEFAULT_CHOICE
+    if given in allowed:
+        return given
+    first = allowed[0] if allowed else "..."
+    asked = "needs a choice" if given is None else f"has no {given!r}"
+    raise DataError(
+        f"{source}: the format {module.NAME} {asked}; say which of {', '.join(allowed) or 'none'} "
+        f"with data.format={module.NAME}:{first}"
     )

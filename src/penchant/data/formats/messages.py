@@ -18,14 +18,14 @@ NAME = "messages"
 
 def matches(columns: frozenset[str], row: Mapping[str, Any]) -> bool:
     """messages, or prompt and completion, and nothing that compares."""
-    compared = {"chosen", "rejected", "label", "labels", "scores", "ratings"} & columns
+    compared = {"chosen", "rejected", "label", "kto_tag", "labels", "scores", "ratings"} & columns
     return not compared and ("messages" in columns or {"prompt", "completion"} <= columns)
 
 
 def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
     """One prompt with one response."""
     if row.get("messages") is not None:
-        prompt, response = _split(fields.messages(row["messages"], "messages"))
+        prompt, response = split(fields.messages(row["messages"], "messages"))
     else:
         prompt = fields.text(fields.column(row, "prompt", "messages"), "prompt")
         response = fields.text(fields.column(row, "completion"), "completion")
@@ -44,8 +44,35 @@ def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
     )
 
 
-def _split(turns: fields.Messages) -> tuple[Text, Text]:
+def split(turns: fields.Messages) -> tuple[Text, Text]:
+    """Prompt and response of a conversation; raises RowError `no_assistant_turn`."""
     spoken = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
     if not spoken:
         raise RowError("no_assistant_turn", "no message has the role assistant")
     return turns[: spoken[0]], turns[spoken[0] : spoken[-1] + 1]
+
+
+def to_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """A row for each response that is worth learning: chosen, thumb up, best, or the only one."""
+    return [row(comparison, comparison.responses[index]) for index in good_responses(comparison)]
+
+
+def good_responses(comparison: Comparison) -> list[int]:
+    """Which responses somebody prefers; all of one response without a label."""
+    if comparison.pairs:
+        return sorted({chosen for chosen, _ in comparison.pairs})
+    if comparison.labels is not None:
+        return [index for index, up in enumerate(comparison.labels) if up]
+    if comparison.scores is not None and len(comparison.responses) > 1:
+        known = [index for index, score in enumerate(comparison.scores) if score == score]
+        return [max(known, key=lambda index: comparison.scores[index])] if known else []  # type: ignore[index]
+    return [0] if len(comparison.responses) == 1 else []
+
+
+def row(comparison: Comparison, response: Text) -> dict[str, Any]:
+    """A prompt with one response, as messages or, where they are strings, apart."""
+    if isinstance(comparison.prompt, str):
+        made: dict[str, Any] = {"prompt": comparison.prompt, "completion": response}
+    else:
+        made = {"messages": [*comparison.prompt, *response]}
+    return made | fields.known(comparison)

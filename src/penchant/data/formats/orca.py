@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from penchant.data import fields
-from penchant.data.rows import RowError
 from penchant.types import Comparison
 
 NAME = "orca"
@@ -33,10 +32,7 @@ def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
     question = fields.checked_string(fields.column(row, "question"), "question")
     chosen = fields.checked_string(fields.column(row, *CHOSEN), "chosen")
     rejected = fields.checked_string(fields.column(row, *REJECTED), "rejected")
-    if fields.is_empty(chosen) or fields.is_empty(rejected):
-        raise RowError("empty_response", "chosen or rejected holds no text")
-    if chosen == rejected:
-        raise RowError("chosen_equals_rejected", "the two responses are the same")
+    fields.check_sides(chosen, rejected)
     asked = {"role": "user", "content": question}
     first = ({"role": "system", "content": system},) if system.strip() else ()
     return Comparison(

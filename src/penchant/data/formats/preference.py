@@ -12,9 +12,11 @@ from typing import Any
 
 from penchant.data import fields
 from penchant.data.rows import RowError
+from penchant.data.transcripts import is_transcript
 from penchant.types import Comparison, Text
 
 NAME = "preference"
+DRAWS_PAIRS = True
 
 _ELSEWHERE = {"question", "instruction", "input", "query", "history", "context", "system"}
 
@@ -23,10 +25,22 @@ def matches(columns: frozenset[str], row: Mapping[str, Any]) -> bool:
     """chosen and rejected, and either a prompt or nowhere else that it could be.
 
     Strings beside a `question` are orca's; beside an `input`, say, they would lose their prompt.
+    Transcripts, conversations and benchmarks with subsets have formats of their own.
     """
     if not {"chosen", "rejected"} <= columns:
         return False
-    return "prompt" in columns or isinstance(row.get("chosen"), list) or not columns & _ELSEWHERE
+    chosen = row.get("chosen")
+    if "prompt" not in columns and "conversations" in columns:
+        return False
+    if _is_text(chosen) and {"prompt", "subset", "id"} <= columns:
+        return False
+    if isinstance(chosen, str) and is_transcript(row.get("prompt", chosen)):
+        return False
+    return "prompt" in columns or isinstance(chosen, list) or not columns & _ELSEWHERE
+
+
+def _is_text(side: Any) -> bool:
+    return isinstance(side[0] if isinstance(side, list) and side else side, str)
 
 
 def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
@@ -37,13 +51,10 @@ def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
     prompt = None if given is None else fields.text(given, "prompt")
     if prompt is not None and not isinstance(prompt, str):
         # Beside messages, a bare response is the assistant's turn.
-        chosen, rejected = as_turn(chosen), as_turn(rejected)
+        chosen, rejected = fields.as_turn(chosen), fields.as_turn(rejected)
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise RowError("wrong_type", "one of chosen and rejected is text, the other messages")
-    if fields.is_empty(chosen) or fields.is_empty(rejected):
-        raise RowError("empty_response", "chosen or rejected holds no text")
-    if chosen == rejected:
-        raise RowError("chosen_equals_rejected", "the two responses are the same")
+    fields.check_sides(chosen, rejected)
     prompt, chosen, rejected = split(prompt, chosen, rejected)
     return Comparison(
         row_id=row_id,
@@ -56,13 +67,6 @@ def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
         format=NAME,
         template_kwargs=fields.template_kwargs(row),
     )
-
-
-def as_turn(response: Text) -> Text:
-    """A string as the assistant's message."""
-    if isinstance(response, str):
-        return ({"role": "assistant", "content": response},)
-    return response
 
 
 def split(prompt: Text | None, chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
@@ -96,9 +100,31 @@ def split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
     cut = 0
     while cut < min(len(chosen), len(rejected)) and chosen[cut] == rejected[cut]:
         cut += 1
-    while cut and not chosen[cut - 1].isspace():
-        cut -= 1
-    cut = len(chosen[:cut].rstrip())
+    cut = word_border(chosen, cut)
     if fields.is_empty(chosen[cut:]) or fields.is_empty(rejected[cut:]):
         raise RowError("empty_response", "one response is the start of the other")
     return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def word_border(text: str, place: int) -> int:
+    """Where the last word before a place ended; the whitespace after it is not counted."""
+    while place and not text[place - 1].isspace():
+        place -= 1
+    return len(text[:place].rstrip())
+
+
+def to_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """A row per pair; nothing where there are no pairs."""
+    scores = comparison.scores
+    rows = []
+    for pair in comparison.pairs or ():
+        chosen, rejected = (comparison.responses[index] for index in pair)
+        row: dict[str, Any] = {
+            "prompt": comparison.prompt, "chosen": chosen, "rejected": rejected,
+        }  # fmt: skip
+        if scores is not None:
+            row["score_chosen"], row["score_rejected"] = (
+                fields.or_none(scores[index]) for index in pair
+            )
+        rows.append(row | fields.known(comparison))
+    return rows

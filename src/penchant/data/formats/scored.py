@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from penchant.data import fields
-from penchant.data.formats.preference import as_turn
 from penchant.data.rows import RowError
 from penchant.types import Comparison, Text
 
@@ -37,12 +36,10 @@ def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
     prompt = fields.text(asked, "prompt")
     responses: list[Text] = [fields.text(response, "a response") for response in given]
     if not isinstance(prompt, str):
-        responses = [as_turn(response) for response in responses]
+        responses = [fields.as_turn(response) for response in responses]
     if len({isinstance(part, str) for part in (prompt, *responses)}) > 1:
         raise RowError("wrong_type", "some of prompt and responses are text, some messages")
-    kept = [index for index, response in enumerate(responses) if not fields.is_empty(response)]
-    if len(kept) < min(2, len(responses)) or not kept:
-        raise RowError("empty_response", f"{len(kept)} of {len(responses)} responses hold text")
+    kept = fields.not_empty(responses)
     return Comparison(
         row_id=row_id,
         prompt=prompt,
@@ -62,8 +59,19 @@ def _aligned(given: Any, rated: Any) -> tuple[list[Any], list[Any]]:
             odd = sorted(map(str, set(given) ^ set(rated)))
             raise RowError("scores_do_not_fit", f"response or score missing for {', '.join(odd)}")
         return list(given.values()), [rated[key] for key in given]
-    if not isinstance(given, (list, tuple)) or not isinstance(rated, (list, tuple)):
-        raise RowError("wrong_type", "responses and scores are not two lists or two mappings")
+    given, rated = fields.listed(given, "responses"), fields.listed(rated, "scores")
     if len(given) != len(rated):
         raise RowError("scores_do_not_fit", f"{len(given)} responses but {len(rated)} scores")
-    return list(given), list(rated)
+    return given, rated
+
+
+def to_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """All responses in one row; a row without scores holds nothing that this format says."""
+    if comparison.scores is None:
+        return []
+    row = {
+        "prompt": comparison.prompt,
+        "responses": list(comparison.responses),
+        "scores": [fields.or_none(score) for score in comparison.scores],
+    }
+    return [row | fields.known(comparison)]
