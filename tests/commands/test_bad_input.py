@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from penchant import cli
@@ -86,6 +87,10 @@ def _write_models(folder: Path) -> None:
         shutil.copytree(folder / "model", folder / name)
         for path in (folder / name).glob(lost):
             path.unlink()
+    shutil.copytree(folder / "model", folder / "gaps")
+    weights = load_file(folder / "model" / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "gaps" / "model.safetensors", metadata={"format": "pt"})
     shutil.copytree(folder / "model", folder / "damaged")
     (folder / "damaged" / "model.safetensors").write_bytes(b"not weights")
 
@@ -166,6 +171,7 @@ TRAIN = {
     "reference=./nowhere": "no folder './nowhere'",
     "reference=nowhere": "no model could be loaded from 'nowhere'",
     "reference=no_weights": "no model could be loaded from 'no_weights'",
+    "model=gaps": "the model 'gaps' lacks 1 of its weights (model.norm.weight); give a whole",
     "reference=damaged": "no model could be loaded from 'damaged'",
     "reference=short": "but the model 'short' reads at most 16",
     "model.adapter.targets=[nothing]": "as in model.adapter.targets=['nothing']; its linear layers",
@@ -296,7 +302,7 @@ def test_a_library_that_is_not_installed(
 
 @pytest.mark.parametrize(
     ("command", "given"),
-    [("train", "reference=damaged"), ("train", "model=nowhere"), ("merge", "base=narrow")],
+    [("train", "reference=damaged"), ("train", "model=gaps"), ("merge", "base=narrow")],
 )
 def test_the_installed_command_prints_nothing_else(world: Path, command: str, given: str) -> None:
     """A process of its own: what libraries say at import and at exit would show here."""

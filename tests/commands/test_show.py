@@ -44,7 +44,7 @@ def shown(line: str, monkeypatch: Any, capfd: Any) -> list[str]:
 
 def facts(block: list[str]) -> dict[str, str]:
     rows = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in block[1:-2]]
-    return {name: value for name, value in rows}  # noqa: C416 - ValueError where one is no pair
+    return dict(rows)
 
 
 def test_train(world: Path, monkeypatch: Any, capfd: Any) -> None:

@@ -6,6 +6,8 @@ Hub ids, revisions, offline mode and tokens work as users know them; a failure b
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +119,9 @@ def load_causal_lm(
     kwargs: dict[str, Any] = {}
     if quantization is not None:
         kwargs["quantization_config"] = _quantization_config(quantization, dtype)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **kwargs
-        )
-    except _UNREADABLE as error:
-        raise ModelError(f"no model could be loaded from {why_not(path, error)}") from error
+    model = _read_whole(
+        path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **kwargs
+    )
     if not dropout:
         silence_dropout(model)
     return model
@@ -157,6 +156,37 @@ def check_length(config: Any, longest: int, path: str) -> None:
             f"the longest row has {longest} tokens, but the model {path!r} reads at most {limit}; "
             f"set data.max_length={limit}"
         )
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' warnings: what matters of them we say ourselves, as errors."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _read_whole(path: str, **kwargs: Any) -> Any:
+    """The model. Raises ModelError where some weights are not there: they would be random."""
+    try:
+        with quietly():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path, output_loading_info=True, **kwargs
+            )
+    except _UNREADABLE as error:
+        raise ModelError(f"no model could be loaded from {why_not(path, error)}") from error
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ModelError(
+            f"the model {path!r} lacks {len(missing)} of its weights ({shown}); "
+            "give a whole checkpoint of a causal language model"
+        )
+    return model
 
 
 def silence_dropout(model: Any) -> None:

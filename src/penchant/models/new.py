@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from penchant.errors import ModelError
-from penchant.models.load import LONGEST
+from penchant.models.load import LONGEST, quietly
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 PADDING_TOKEN = "<|pad|>"
@@ -62,7 +59,7 @@ def new_model(
     try:
         config = AutoConfig.for_model(architecture, **values)
         torch.manual_seed(seed)
-        with _quietly():
+        with quietly():
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         # Some sizes only fail when they are used, such as a head of odd width.
         sees_ahead = _sees_ahead(model)
@@ -78,17 +75,6 @@ def new_model(
     model.generation_config.eos_token_id = sorted(ends)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' hints, which name options that we do not have."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _sees_ahead(model: Any) -> bool:
