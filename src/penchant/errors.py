@@ -40,3 +40,9 @@ class NonFiniteLossError(PenchantError, FloatingPointError):
     """The loss became NaN or infinite; the message names the rows."""
 
     exit_code = 1
+
+
+class OutOfMemoryError(PenchantError, MemoryError):
+    """Memory ran out and a smaller token budget cannot help; the message says what can."""
+
+    exit_code = 1

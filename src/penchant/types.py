@@ -98,6 +98,11 @@ class TokenLogps:
         """One 1-D tensor per response."""
         return list(torch.split(self.values_T, self.lengths_R.tolist()))
 
+    def per_tree(self, trees: Sequence[TokenTree]) -> list[Tensor]:
+        """One 1-D tensor per tree: its responses' values one after the other."""
+        sizes = [sum(map(sum, tree.response_masks)) for tree in trees]
+        return list(torch.split(self.values_T, sizes))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseLogps:

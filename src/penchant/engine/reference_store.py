@@ -13,8 +13,9 @@ from typing import final
 
 import torch
 
-from penchant.data.pack import plan_micro_batches
 from penchant.engine import Engine
+from penchant.engine.memory import halving
+from penchant.engine.processes import ALONE, Processes
 from penchant.types import TokenLogps, TokenTree
 
 
@@ -37,12 +38,14 @@ class ReferenceStore:
         trees: Sequence[TokenTree],
         token_budget: int,
         on_rows: Callable[[int], None] = lambda rows: None,
+        processes: Processes = ALONE,
     ) -> None:
         """Computes what is not there yet; the model is put in evaluation mode meanwhile.
 
         Args:
             engine: of the reference model.
-            on_rows: called after each micro-batch with its number of trees.
+            on_rows: called after each micro-batch with its number of trees, over all processes.
+            processes: each computes its part, and all have everything in the end.
         """
         missing, seen = [], set(self._logps)
         for place, tree in enumerate(trees):
@@ -53,11 +56,18 @@ class ReferenceStore:
         self.rows_reused += len(trees) - len(missing)
         was_training = engine.model.training
         engine.model.eval()
-        for batch in plan_micro_batches(trees, missing, token_budget):
-            chosen = [trees[i] for i in batch]
-            logps = engine.logps(chosen)
-            self._put(chosen, logps)
-            on_rows(len(batch))
+
+        def compute(budget: int) -> None:
+            for share in processes.share(trees, missing, budget) if missing else []:
+                chosen = [trees[i] for i in share.batch]
+                known = all(content_key(tree) in self._logps for tree in chosen)
+                if not known or processes.sharded:
+                    self._put(chosen, engine.logps(chosen))
+                on_rows(len(chosen) * processes.size)
+
+        smallest = min((trees[i].num_tokens for i in missing), default=1)
+        halving(compute, token_budget, processes, smallest=smallest)
+        self._exchange(processes)
         engine.model.train(was_training)
         self.rows_computed += len(missing)
 
@@ -68,6 +78,11 @@ class ReferenceStore:
             torch.cat([one.values_T for one in found]).to(device),
             torch.cat([one.lengths_R for one in found]).to(device),
         )
+
+    def _exchange(self, processes: Processes) -> None:
+        if processes.size > 1:
+            for part in processes.gather(self._logps):
+                self._logps |= part
 
     def _put(self, trees: Sequence[TokenTree], logps: TokenLogps) -> None:
         responses = [part.cpu() for part in logps.per_response()]

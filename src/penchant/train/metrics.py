@@ -12,6 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from penchant.engine.processes import Processes
 from penchant.types import ObjectiveOutput, PairLogps
 
 
@@ -44,6 +45,19 @@ class Totals:
         if not bool(finite_P.all()):
             places = (~finite_P).nonzero().flatten().tolist()
             self.non_finite_rows.extend(row_ids[place] for place in places)
+
+    def summed(self, processes: Processes) -> Totals:
+        """Over all processes; the same on each."""
+        if processes.size == 1:
+            return self
+        whole = Totals()
+        own = {name: total.cpu() for name, total in self.sums.items()}
+        for num_pairs, sums, rows in processes.gather((self.num_pairs, own, self.non_finite_rows)):
+            whole.num_pairs += num_pairs
+            whole.non_finite_rows += rows
+            for name, total in sums.items():
+                whole.sums[name] = whole.sums[name] + total if name in whole.sums else total
+        return whole
 
     def means(self) -> dict[str, float]:
         """Means over the pairs."""

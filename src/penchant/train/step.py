@@ -6,23 +6,26 @@ forward pass, so micro-batches only add to it and their split does not change th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
 
-from penchant.data.pack import plan_micro_batches
 from penchant.engine import Engine
+from penchant.engine.memory import halving
+from penchant.engine.processes import ALONE, Processes, Share
 from penchant.engine.reference_store import ReferenceStore
 from penchant.train import pairs
 from penchant.train.metrics import Totals
 from penchant.types import ObjectiveOutput, PairLogps, TokenLogps, TokenTree
 
+T = TypeVar("T")
+
 
 @final
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """An engine, an objective and a reference, ready to be fed trees."""
 
@@ -31,36 +34,60 @@ class Step:
     reference: ReferenceStore | None
     """Needed where "reference" is among the objective's needs."""
     token_budget: int
-    """Most tokens of a micro-batch, padding included."""
+    """Most tokens of a micro-batch, padding included; lowered where memory runs out."""
+    processes: Processes = ALONE
+    """All of them are given the same trees and share the work."""
 
     def train(self, trees: Sequence[TokenTree]) -> Totals:
-        """Adds the gradient of the trees' mean loss to the parameters."""
+        """Adds the gradient of the trees' mean loss to the parameters, whose `.grad` is unset."""
         if self.objective.input == "chosen":
             trees = [pairs.chosen_only(tree) for tree in trees]
         if self.objective.scope == "step":
-            return self._train_whole(trees)
-        totals, whole = Totals(), StepSize.of(trees)
-        for batch in self._micro_batches(trees):
-
-            def loss(logps: TokenLogps, batch: list[TokenTree] = batch) -> Tensor:
-                output = self._evaluate(batch, logps, whole, totals)
-                return output.loss_P.sum() / whole.num_pairs
-
-            self.engine.backward(batch, loss)
+            totals = self._train_whole(trees)
+        else:
+            totals = self._train_pairs(trees)
+        self.processes.sum_gradients(self.engine.model)
         return totals
 
     @torch.no_grad()
     def evaluate(self, trees: Sequence[TokenTree]) -> Totals:
         """Metrics of the trees without gradients; rejected responses always take part."""
-        totals, whole = Totals(), StepSize.of(trees)
+        whole = StepSize.of(trees)
         if self.objective.scope == "step":
-            batches = self._micro_batches(trees)
-            ordered = [tree for batch in batches for tree in batch]
-            self._evaluate(ordered, self._gather(batches), whole, totals)
+            totals = Totals()
+            self._evaluate(trees, self._gather(trees), whole, totals)
             return totals
-        for batch in self._micro_batches(trees):
-            self._evaluate(batch, self.engine.logps(batch), whole, totals)
-        return totals
+
+        def work(budget: int) -> Totals:
+            totals = Totals()
+            for share in self._share(trees, budget):
+                batch = [trees[i] for i in share.batch]
+                logps = self.engine.logps(batch)
+                if share.counts:
+                    self._evaluate(batch, logps, whole, totals)
+            return totals
+
+        return self._halving(work, trees).summed(self.processes)
+
+    def _train_pairs(self, trees: Sequence[TokenTree]) -> Totals:
+        whole = StepSize.of(trees)
+
+        def work(budget: int) -> Totals:
+            totals = Totals()
+            for share in self._share(trees, budget):
+                batch = [trees[i] for i in share.batch]
+
+                def loss(
+                    logps: TokenLogps, batch: list[TokenTree] = batch, share: Share = share
+                ) -> Tensor:
+                    counted = totals if share.counts else Totals()
+                    output = self._evaluate(batch, logps, whole, counted)
+                    return output.loss_P.sum() * (self._scale * share.counts / whole.num_pairs)
+
+                self.engine.backward(batch, loss)
+            return totals
+
+        return self._halving(work, trees).summed(self.processes)
 
     def _train_whole(self, trees: Sequence[TokenTree]) -> Totals:
         """For objectives that need the whole step at once: one more forward pass.
@@ -68,31 +95,63 @@ class Step:
         The step's log-probabilities are gathered detached; the objective's gradient with respect
         to them is then propagated micro-batch by micro-batch.
         """
-        totals, whole = Totals(), StepSize.of(trees)
-        batches = self._micro_batches(trees)
+        totals = Totals()
         with torch.no_grad():
-            gathered = self._gather(batches)
+            gathered = self._gather(trees)
         leaf = TokenLogps(gathered.values_T.requires_grad_(), gathered.lengths_R)
-        ordered = [tree for batch in batches for tree in batch]
-        output = self._evaluate(ordered, leaf, whole, totals)
+        output = self._evaluate(trees, leaf, StepSize.of(trees), totals)
         (coefficient_T,) = torch.autograd.grad(output.loss_P.mean(), leaf.values_T)
-        start = 0
-        for batch in batches:
+        parts = TokenLogps(coefficient_T, leaf.lengths_R).per_tree(trees)
 
-            def loss(logps: TokenLogps, start: int = start) -> Tensor:
-                part_T = coefficient_T[start : start + len(logps.values_T)]
-                return (part_T * logps.values_T).sum()
+        def work(budget: int) -> None:
+            for share in self._share(trees, budget):
+                own_T = torch.cat([parts[i] for i in share.batch]) * (self._scale * share.counts)
 
-            self.engine.backward(batch, loss)
-            start += sum(sum(mask) for tree in batch for mask in tree.response_masks)
+                def loss(logps: TokenLogps, own_T: Tensor = own_T) -> Tensor:
+                    return (own_T * logps.values_T).sum()
+
+                self.engine.backward([trees[i] for i in share.batch], loss)
+
+        self._halving(work, trees)
         return totals
 
-    def _gather(self, batches: Sequence[Sequence[TokenTree]]) -> TokenLogps:
-        parts = [self.engine.logps(batch) for batch in batches]
-        return TokenLogps(
-            torch.cat([part.values_T for part in parts]),
-            torch.cat([part.lengths_R for part in parts]),
+    @property
+    def _scale(self) -> int:
+        """FSDP averages gradients over its processes; ours are sums."""
+        return self.processes.size if self.processes.sharded else 1
+
+    def _gather(self, trees: Sequence[TokenTree]) -> TokenLogps:
+        """Log-probabilities of all trees in their order, on every process, without gradients."""
+
+        def work(budget: int) -> dict[int, Tensor]:
+            own: dict[int, Tensor] = {}
+            for share in self._share(trees, budget):
+                batch = [trees[i] for i in share.batch]
+                parts = self.engine.logps(batch).per_tree(batch)
+                if share.counts:
+                    own |= {i: part.cpu() for i, part in zip(share.batch, parts, strict=True)}
+            return own
+
+        found: dict[int, Tensor] = {}
+        for part in self.processes.gather(self._halving(work, trees)):
+            found |= part
+        device = next(self.engine.model.parameters()).device
+        lengths = [sum(mask) for tree in trees for mask in tree.response_masks]
+        values_T = torch.cat([found[i] for i in range(len(trees))])
+        return TokenLogps(values_T.to(device), torch.tensor(lengths, device=device))
+
+    def _halving(self, work: Callable[[int], T], trees: Sequence[TokenTree]) -> T:
+        result, self.token_budget = halving(
+            work,
+            self.token_budget,
+            self.processes,
+            smallest=min(tree.num_tokens for tree in trees),
+            undo=lambda: self.engine.model.zero_grad(set_to_none=True),
         )
+        return result
+
+    def _share(self, trees: Sequence[TokenTree], budget: int) -> list[Share]:
+        return self.processes.share(trees, range(len(trees)), budget)
 
     def _evaluate(
         self, trees: Sequence[TokenTree], logps: TokenLogps, whole: StepSize, totals: Totals
@@ -115,10 +174,6 @@ class Step:
             return None
         assert self.reference is not None, "the objective needs a reference; none was computed"
         return pairs.pair_logps(trees, self.reference.logps(trees, device))
-
-    def _micro_batches(self, trees: Sequence[TokenTree]) -> list[list[TokenTree]]:
-        plan = plan_micro_batches(trees, range(len(trees)), self.token_budget)
-        return [[trees[i] for i in batch] for batch in plan]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,142 @@
+"""The processes of a run: who does which micro-batch, and how their sums come together.
+
+Every process plans the whole step from the same trees, so nothing has to be agreed on before it.
+Replicated models sum their gradients once per step; sharded ones (FSDP2) do so in every backward
+pass, which is why they must all run equally many micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from penchant.data.pack import plan_micro_batches
+from penchant.types import TokenTree
+
+_BUCKET = 2**24
+"""Gradient values summed in one call."""
+
+
+class Share(NamedTuple):
+    """A micro-batch of this process."""
+
+    batch: list[int]
+    """Indices of trees."""
+    index: int
+    """Its place among all micro-batches of the step."""
+    counts: bool = True
+    """False for one that only keeps a sharded model's processes in step."""
+
+
+@final
+@dataclass(frozen=True)
+class Processes:
+    """One process among `size`; build it with `current`, or without arguments for a lone one."""
+
+    rank: int = 0
+    size: int = 1
+    sharded: bool = False
+    """Whether the model's weights are split over the processes (FSDP2)."""
+
+    @classmethod
+    def current(cls, *, sharded: bool = False) -> Processes:
+        """As torch.distributed says; a lone process where it was not started."""
+        if not dist.is_initialized():
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size(), sharded)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one writes and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes of a tensor of one shape."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every process gives, by rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true of one of them."""
+        return flag if self.size == 1 else any(self.gather(flag))
+
+    def barrier(self) -> None:
+        """Waits for all."""
+        if self.size > 1:
+            dist.barrier()
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Adds up the gradients of a replicated model; a sharded one has done so itself."""
+        if self.size == 1 or self.sharded:
+            return
+        trained = [p for p in model.parameters() if p.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:  # no micro-batch of the step came to this process
+                parameter.grad = torch.zeros_like(parameter)
+        for bucket in _buckets([p.grad for p in trained if p.grad is not None]):
+            flat = torch.cat([grad.flatten() for grad in bucket])
+            dist.all_reduce(flat)
+            for grad, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                grad.copy_(part.view_as(grad))
+
+    def share(
+        self, trees: Sequence[TokenTree], indices: Sequence[int], token_budget: int
+    ) -> list[Share]:
+        """This process's micro-batches of a step, balanced by tokens; the same plan everywhere.
+
+        Where there are fewer micro-batches than processes the budget is lowered, as far as whole
+        trees allow.
+        """
+        batches = plan_micro_batches(trees, indices, token_budget)
+        while len(batches) < min(self.size, len(indices)) and token_budget > 1:
+            token_budget //= 2
+            batches = plan_micro_batches(trees, indices, token_budget)
+        costs = [sum(trees[i].num_tokens for i in batch) for batch in batches]
+        shares = balance(costs, self.size)
+        own = [Share(batches[i], i) for i in shares[self.rank]]
+        if self.sharded:
+            cheapest = min(range(len(batches)), key=costs.__getitem__)
+            lacking = max(map(len, shares)) - len(own)
+            own += [Share(batches[cheapest], cheapest, counts=False)] * lacking
+        return own
+
+
+ALONE = Processes()
+
+
+def balance(costs: Sequence[int], size: int) -> list[list[int]]:
+    """Indices of `costs` for each of `size` processes: the dearest first, to who has least."""
+    shares: list[list[int]] = [[] for _ in range(size)]
+    loads = [0] * size
+    for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
+        least = min(range(size), key=lambda rank: (loads[rank], rank))
+        shares[least].append(index)
+        loads[least] += costs[index]
+    return shares
+
+
+def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Of one dtype each, and of about the bucket's size."""
+    buckets: list[list[Tensor]] = []
+    filled = _BUCKET
+    for gradient in sorted(gradients, key=lambda grad: str(grad.dtype)):
+        if filled >= _BUCKET or buckets[-1][0].dtype != gradient.dtype:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(gradient)
+        filled += gradient.numel()
+    return buckets
