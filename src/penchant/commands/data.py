@@ -35,8 +35,8 @@ def run(recipe: DataRecipe, dry_run: bool = False) -> dict[str, Any]:
     reports = make_reports(recipe, train, evaluation)
     found = reports[0].to_dict() | {"eval": reports[1].to_dict() if len(reports) > 1 else None}
     if dry_run:
-        names = ("rows_in", "rows_used", "pairs", "unit")
-        return {name: found[name] for name in names} | {"would_write": list(map(str, files))}
+        kept = ("rows_in", "rows_used", "pairs", "unit")
+        return {name: found[name] for name in kept} | {"would_write": list(map(str, files))}
     names = (["training data", "evaluation data"] if len(reports) > 1 else [""])[: len(reports)]
     for name, report in zip(names, reports, strict=True):
         print_report(report, name)

@@ -136,7 +136,9 @@ def plan_reported(
 def _find_special(planned: Sequence[Planned], tokenizer: Any, report: DataReport) -> None:
     """Special tokens among the words of the rows: a template that was applied before, say."""
     pattern = content.special_texts(tokenizer)
-    for one in planned if pattern is not None else ():
+    if pattern is None:
+        return
+    for one in planned:
         found = content.special_in(one.row, pattern)
         if found is not None:
             report.special_in_text += 1

@@ -59,11 +59,9 @@ def _longer(report: DataReport) -> str:
     last = above[-1]
     gentle = next((one for one in above if one.rows_cut <= 0.01 * one.of), last)
     now = next((one for one in report.limits if one.max_length == current), None)
-    figure = (
-        f"; {current} cuts {share(now.rows_cut, now.of)} ({now.rows_cut:,} rows)" if now else ""
-    )
-    would = f"cut {share(gentle.rows_cut, gentle.of)}" if gentle.rows_cut else "cut nothing"
-    return f"data.max_length={gentle.max_length} would {would} of the rows{figure}"
+    figure = f"; {current} cuts {share(now.rows_cut, now.of)}: {now.rows_cut:,}" if now else ""
+    part = f"{share(gentle.rows_cut, gentle.of)} of the rows" if gentle.rows_cut else "nothing"
+    return f"data.max_length={gentle.max_length} would cut {part}{figure}"
 
 
 def _set_aside(report: DataReport) -> Iterator[Problem]:
@@ -114,8 +112,9 @@ def _cuts(report: DataReport) -> Iterator[Problem]:
             count=sum(sides.values()),
             of=report.pairs,
             what="pairs",
-            text=f"in {sum(sides.values()):,} pairs only one side is cut ({sides['chosen']:,} "
-            f"chosen, {sides['rejected']:,} rejected): a missing end of turn gives the label away",
+            text=f"in {sum(sides.values()):,} of {report.pairs:,} pairs only one side is cut "
+            f"({sides['chosen']:,} chosen, {sides['rejected']:,} rejected): "
+            "a missing end of turn gives the label away",
             advice="data.overlong=drop leaves such rows out, a larger data.max_length cuts fewer",
             examples=seen.get("one_sided_cuts", []),
         )
@@ -161,8 +160,7 @@ def _repeats(report: DataReport) -> Iterator[Problem]:
 
 
 def _named(line: str) -> dict[str, Any]:
-    row_id, _, detail = line.partition(" ")
-    return {"row_id": row_id, "detail": detail, "excerpt": ""}
+    return {"row_id": line.split(" ")[0], "detail": line.partition(" ")[2], "excerpt": ""}
 
 
 def _bias(report: DataReport) -> Iterator[Problem]:

@@ -49,7 +49,7 @@ def histogram(
         x, y = _scales(groups, frame, marker)
         marks = [_columns(groups[0], x, y), *(_outline(group, x, y) for group in groups[1:])]
         if marker is not None:
-            marks.append(_marker(marker, x, frame))
+            marks += _marker(marker, x, frame)
         return drawing(frame, alternative, frame.draw(x, y), marks)
 
     legend = _legend(groups) if len(groups) > 1 else None
@@ -108,10 +108,10 @@ def _outline(bars: Bars, x: Scale, y: Scale) -> Markup:
     return tag("g", tag("title", bars.label), line, class_=f"s{bars.series}")
 
 
-def _marker(marker: Marker, x: Scale, frame: Frame) -> Markup | None:
+def _marker(marker: Marker, x: Scale, frame: Frame) -> list[Markup]:
     at = x(marker.value)
     if at > frame.width - frame.right + 1:
-        return None
+        return []
     is_left = at > frame.width / 2
     label = tag(
         "text",
@@ -122,7 +122,7 @@ def _marker(marker: Marker, x: Scale, frame: Frame) -> Markup | None:
         text_anchor="end" if is_left else "start",
     )
     floor = frame.height - frame.bottom
-    return join(tag("line", x1=at, x2=at, y1=frame.top, y2=floor, class_="marker"), label)
+    return [tag("line", x1=at, x2=at, y1=frame.top, y2=floor, class_="marker"), label]
 
 
 def _legend(groups: Sequence[Bars]) -> Markup:

@@ -72,10 +72,10 @@ def fit(job: Job) -> dict[str, Any]:
     model.to(accelerator.device)
     budget = token_budget(job, accelerator.device)
     needed = "reference" in job.objective.needs
-    named = _named_reference(job.reference, accelerator.device) if needed else None
+    named = named_reference(job.reference, accelerator.device) if needed else None
     run_folder.start(job.folder, job.recipe_text, job.data_report)
     started = time.monotonic()
-    store = _reference(job, model, named, budget, dtype) if needed else None
+    store = fill_reference(job, model, named, budget, dtype) if needed else None
     del named
     gc.collect()
     prepared = engines.prepare(accelerator.prepare(model), dtype=dtype)
@@ -173,7 +173,7 @@ def _accelerator(job: Job) -> Accelerator:
     return accelerator
 
 
-def _reference(
+def fill_reference(
     job: Job, model: Any, other: engines.Engine | None, budget: int, dtype: torch.dtype
 ) -> ReferenceStore:
     """The reference log-probabilities of all trees, from the named or the starting model."""
@@ -187,7 +187,8 @@ def _reference(
     return store
 
 
-def _named_reference(source: ModelSource | None, device: torch.device) -> engines.Engine | None:
+def named_reference(source: ModelSource | None, device: torch.device) -> engines.Engine | None:
+    """The model that the recipe names as its reference; None where the starting model is it."""
     if source is None:
         return None
     dtype = load.compute_dtype(source.path, source.dtype, **_hub(source))
