@@ -189,9 +189,9 @@ def score(value: Any, name: str) -> float:
 
 
 def pair_scores(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Scores of chosen and rejected under any of their names; None where no column has them."""
+    """Scores of chosen and rejected under any of their names; None where the row has neither."""
     present = {
-        side: next((name for name in names if name in row), None)
+        side: next((name for name in names if row.get(name) is not None), None)
         for side, names in _SCORE_NAMES.items()
     }
     if not any(present.values()):

@@ -234,7 +234,8 @@ def _load_dataset(name: str, config: str | None, split: str | None) -> Any:
                 f"no file or folder {name}, and no hub data set could be loaded by that id "
                 f"({_one_line(error)})"
             ) from error
-        raise DataError(f"{name}: could not be loaded ({_one_line(error)})") from error
+        cause = error.__cause__ or error
+        raise DataError(f"{name}: could not be loaded ({_one_line(cause)})") from error
 
 
 def _one_split(loaded: Any, name: str, split: str | None, default: str) -> Iterator[Read]:

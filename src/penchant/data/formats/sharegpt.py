@@ -6,6 +6,7 @@ observations the tool's turns.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,7 +76,14 @@ def to_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _speakers(turns: Any) -> list[dict[str, Any]]:
-    return [
-        {"from": _SPEAKERS.get(turn["role"], turn["role"]), "value": turn["content"]}
-        for turn in turns
-    ]
+    return [_turn(turn) for turn in turns]
+
+
+def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """One turn; calls of tools become the JSON text of their functions."""
+    calls = turn.get("tool_calls")
+    if calls and not turn["content"]:
+        functions = [call.get("function") for call in calls if isinstance(call, Mapping)]
+        value = functions[0] if len(functions) == 1 else functions
+        return {"from": "function_call", "value": json.dumps(value, ensure_ascii=False)}
+    return {"from": _SPEAKERS.get(turn["role"], turn["role"]), "value": turn["content"]}
