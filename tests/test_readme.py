@@ -1,0 +1,78 @@
+"""What the README says is so: its commands run, its file tree is the file tree, its length."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from penchant import cli, objectives
+from tests.commands.world import write_world
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+SOURCE = ROOT / "src" / "penchant"
+TINY = ["training.max_steps=1", "training.batch_size=4", "data.max_length=64", "num_sft=8"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line.split(" #")[0] for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("penchant")]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_its_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    targets = [line.split()[1] for line in lines if line.startswith("make ")]
+    assert targets == ["demo", "test"]
+    assert all(f"\n{target}: " in makefile for target in targets)
+
+
+def test_its_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_world(tmp_path)
+    (tmp_path / "MODEL").symlink_to(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    assert len(commands()) == 3
+    for _, command, *arguments in commands():
+        tiny = [one for one in TINY if command == "train" and "num_sft" not in one]
+        result = CliRunner().invoke(cli.app, [command, *arguments, *tiny])
+        assert result.exit_code == 0, f"penchant {command}: {result.output}"
+    assert (tmp_path / "runs" / "dpo" / "summary.json").is_file()
+
+
+def test_its_python_runs() -> None:
+    (block,) = blocks("python")
+    names = {name: torch.randn(3) for name in ("ref_chosen_P", "ref_rejected_P")}
+    names |= {name: torch.randn(3, requires_grad=True) for name in ("chosen_P", "rejected_P")}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["chosen_P"].grad is not None
+
+
+def test_its_table_lists_the_objectives() -> None:
+    table = README.split("## Objectives")[1].split("## ")[0]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", table, flags=re.MULTILINE)) == set(
+        objectives.names()
+    )
+
+
+def test_its_tree_names_every_file() -> None:
+    tree = README.split("## Where things are")[1].split("```")[1]
+    words = set(re.findall(r"[\w./]+", tree))
+    missing = [
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        if path.name != "__init__.py" and not words & {path.stem, path.name}
+    ]
+    assert not missing
