@@ -113,7 +113,7 @@ def _bars(histogram: Histogram, width: int = 22) -> str:
 
 
 def _limits(report: DataReport) -> list[Fact]:
-    from penchant.data.problems import share
+    from penchant.data.statistics import share
 
     if not report.limits:
         return []
@@ -143,7 +143,7 @@ def _bias(report: DataReport) -> list[Fact]:
 
 
 def _scores(report: DataReport) -> list[Fact]:
-    from penchant.data.problems import share
+    from penchant.data.statistics import share
 
     gaps = report.score_gaps
     if gaps is None:

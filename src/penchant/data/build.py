@@ -101,7 +101,7 @@ def _build(
 ) -> tuple[list[TokenTree], DataReport]:
     report = DataReport(max_length=token.max_length)
     report.gathered.bos_id = tokenizer.bos_token_id
-    report.gathered.special_ids = frozenset(tokenizer.all_special_ids)
+    report.gathered.special_ids = content.special_ids(tokenizer)
     planned = plan_reported(comparisons, build, pair, report)
     _find_special(planned, tokenizer, report)
     trees = _tokenise(planned, tokenizer, token, report)

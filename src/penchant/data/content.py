@@ -130,6 +130,12 @@ def special_texts(tokenizer: Any) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, sorted(names)))) if names else None
 
 
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of the tokenizer's special tokens, of those too that no role names."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).items()
+    return frozenset({*tokenizer.all_special_ids, *(id for id, token in added if token.special)})
+
+
 def special_in(row: Comparison, pattern: re.Pattern[str]) -> str | None:
     """The first special token that the words of a row hold."""
     for text in (row.prompt, *row.responses):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from penchant.data.reasons import ADVICE, ASKED_FOR, NEEDS_LENGTH
+from penchant.data.statistics import share
 
 if TYPE_CHECKING:
     from penchant.data.data_report import DataReport
@@ -39,15 +40,6 @@ def find_problems(report: DataReport) -> list[Problem]:
     """All that apply: warnings before notes, each in the order of the finders below."""
     found = [problem for find in _FINDERS for problem in find(report)]
     return sorted(found, key=lambda problem: problem.level != "warning")
-
-
-def share(count: int, of: int) -> str:
-    """A percentage that never rounds something to nothing, or part to all."""
-    percent = 100 * count / max(of, 1)
-    if 0 < percent < 0.1:
-        return "< 0.1 %"
-    shown = f"{percent:.1f}" if percent < 9.95 and percent != round(percent) else f"{percent:.0f}"
-    return "> 99 %" if shown == "100" and count < of else f"{shown} %"
 
 
 def _longer(report: DataReport) -> str:
@@ -118,6 +110,9 @@ def _cuts(report: DataReport) -> Iterator[Problem]:
             advice="data.overlong=drop leaves such rows out, a larger data.max_length cuts fewer",
             examples=seen.get("one_sided_cuts", []),
         )
+
+
+def _prompt_cuts(report: DataReport) -> Iterator[Problem]:
     if report.prompts_cut:
         yield Problem(
             name="prompts_cut",
@@ -128,7 +123,7 @@ def _cuts(report: DataReport) -> Iterator[Problem]:
             text=f"{report.prompts_cut:,} of {report.rows_used:,} prompts "
             f"({share(report.prompts_cut, report.rows_used)}) are cut",
             advice="their start is lost (data.truncate_prompt); raise data.max_length",
-            examples=seen.get("prompts_cut", []),
+            examples=report.gathered.seen.get("prompts_cut", []),
         )
 
 
@@ -292,6 +287,7 @@ def _overlap(report: DataReport) -> Iterator[Problem]:
 _FINDERS: tuple[Callable[[DataReport], Iterator[Problem]], ...] = (
     _overlap,
     _cuts,
+    _prompt_cuts,
     _set_aside,
     _repeats,
     _scores,

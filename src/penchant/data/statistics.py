@@ -233,6 +233,15 @@ def _gap_edges(gaps_P: Values) -> list[float]:
     return [min(edges[0], low), *edges[1:-1], max(edges[-1], float(np.nextafter(high, np.inf)))]
 
 
+def share(count: int, of: int) -> str:
+    """A percentage that never rounds something to nothing, or part to all."""
+    percent = 100 * count / max(of, 1)
+    if 0 < percent < 0.1:
+        return "< 0.1 %"
+    shown = f"{percent:.1f}" if percent < 9.95 and percent != round(percent) else f"{percent:.0f}"
+    return "> 99 %" if shown == "100" and count < of else f"{shown} %"
+
+
 def cut_by_limit(whole_N: Values, limit: int) -> int:
     """Rows that are longer than a limit."""
     return int((whole_N > limit).sum())
