@@ -106,15 +106,15 @@ def _run(command: str, arguments: list[str], dry_run: bool) -> None:
 
 
 def _or_exit(action: Callable[[], Any]) -> None:
-    """Our errors as one line on stderr and their exit code; Ctrl-C as 130."""
+    """Our errors as one line on stderr and their exit code; Ctrl-C as 130, SIGTERM as 143."""
     try:
         action()
     except PenchantError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as stop:
+        typer.echo(str(stop) or "stopped", err=True)
+        raise SystemExit(getattr(stop, "exit_code", 130)) from None
 
 
 for _command in commands.names():

@@ -46,3 +46,33 @@ class OutOfMemoryError(PenchantError, MemoryError):
     """Memory ran out and a smaller token budget cannot help; the message says what can."""
 
     exit_code = 1
+
+
+class SaveError(PenchantError, OSError):
+    """Something could not be written; the message names the folder, the reason and what to do."""
+
+    exit_code = 1
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run in good order; the message says where it stands.
+
+    Outside the tree, as KeyboardInterrupt is: code that catches errors lets it pass.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        """128 + the signal's number: 130 for Ctrl-C, 143 for SIGTERM."""
+
+
+class UnhealthyRunError(PenchantError, RuntimeError):
+    """A health rule stopped the run (`training.health=stop`); names it, the figures, the remedy."""
+
+    exit_code = 1
+
+
+class VerificationError(PenchantError, RuntimeError):
+    """A finished run does not hold what it says; names the checks that failed."""
+
+    exit_code = 1

@@ -1,12 +1,13 @@
 """Checkpoints: Hugging Face folders plus what a run needs to go on where it stopped.
 
-Written under a temporary name and renamed, so that a folder named `checkpoint-N` is whole.
+A folder that is named `checkpoint-N` was written whole; its manifest tells whether it still is.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,9 +16,12 @@ from typing import Any
 
 import torch
 
-from penchant.errors import MissingFileError
+from penchant.errors import MissingFileError, RecipeError
+from penchant.train import durable, manifest
 
 STATE_FILE = "trainer_state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_LEFTOVER = re.compile(r"\.(checkpoint-\d+)\.(tmp|old)")
 
 
 @dataclass
@@ -31,6 +35,8 @@ class Progress:
     best_step: int | None = None
     best_loss: float | None = None
     """The lowest eval_loss, and the step it was measured at."""
+    settled: bool = True
+    """Whether the evaluation that is due after this step was done; false after a signal."""
 
 
 def save_checkpoint(
@@ -41,17 +47,18 @@ def save_checkpoint(
     optimizer: Any,
     scheduler: Any,
 ) -> Path:
-    """Writes `checkpoint-<step>` into a run folder and returns its path."""
+    """Writes `checkpoint-<step>` into a run folder and returns its path.
+
+    Raises SaveError where it cannot be written; nothing of it is left then.
+    """
     final = folder / f"checkpoint-{progress.step}"
-    temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    save_weights(temporary)
-    torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-    torch.save(scheduler.state_dict(), temporary / "scheduler.pt")
-    torch.save(_random_state(), temporary / "rng_state.pth")
-    (temporary / STATE_FILE).write_text(json.dumps(asdict(progress), indent=2))
-    shutil.rmtree(final, ignore_errors=True)
-    os.rename(temporary, final)
+    with durable.filling(final) as temporary:
+        save_weights(temporary)
+        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+        torch.save(scheduler.state_dict(), temporary / "scheduler.pt")
+        torch.save(_random_state(), temporary / "rng_state.pth")
+        (temporary / STATE_FILE).write_text(json.dumps(asdict(progress), indent=2))
+    durable.publish_folder(temporary, final)
     return final
 
 
@@ -68,38 +75,64 @@ def read_progress(checkpoint: Path) -> Progress:
     return Progress(**json.loads((checkpoint / STATE_FILE).read_text()))
 
 
-def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """The checkpoint to go on from.
+def find_checkpoint(folder: Path, resume: str, *, keep_best: bool = False) -> Path | None:
+    """The checkpoint to go on from, verified; says what it skipped.
+
+    Clears what a killed run left half-written, and puts aside, as `checkpoint-N.damaged` or
+    `.superseded`, those that the run will not go on from: its own must be the newest.
 
     Args:
-        resume: "auto" (the newest in the run folder, if any), "never", or a checkpoint's folder.
+        resume: "auto" (the newest whole one in the run folder, if any), "never", or a
+            checkpoint's folder.
+        keep_best: the best checkpoint so far must be whole, too.
     Raises:
         MissingFileError: the folder that was named holds no checkpoint.
+        RecipeError: it holds a damaged one.
     """
-    if resume == "never":
+    if resume == "never" or (resume == "auto" and not folder.is_dir()):
         return None
-    if resume != "auto":
-        if not (Path(resume) / STATE_FILE).is_file():
-            raise MissingFileError(
-                f"training.resume={resume!r} is not a checkpoint; allowed: auto | never | the "
-                "checkpoint-N folder of a run"
-            )
-        return Path(resume)
-    return max(checkpoints(folder), key=_step, default=None)
+    found = None if resume == "auto" else _named(folder, Path(resume), keep_best)
+    clear_leftovers(folder)
+    if resume == "auto":
+        found = _newest_whole(folder, keep_best)
+    if found is None:
+        if any(folder.iterdir()):
+            print(f"{folder} holds no whole checkpoint: starting over")
+        return None
+    step = read_progress(found).step
+    for path in checkpoints(folder):
+        if _step(path) > step:
+            _put_aside(path, "superseded", f"the run goes on from step {step}")
+    return found
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run folder."""
-    return [path for path in folder.glob("checkpoint-*") if (path / STATE_FILE).is_file()]
+    """The checkpoints of a run folder, whole when they were written, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_step)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes half-written checkpoints; one whose successor never came gets its name back."""
+    for path in folder.glob(".checkpoint-*"):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None:
+            continue
+        final = folder / match[1]
+        if match[2] == "old" and not final.exists():
+            os.rename(path, final)
+        else:
+            print(f"removed {path.name}, left over from a run that was killed")
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def prune(folder: Path, limit: int | None, *, keep: int | None = None) -> None:
     """Removes the oldest checkpoints beyond the limit; step `keep` stays and does not count."""
     if limit is None:
         return
-    found = sorted((p for p in checkpoints(folder) if _step(p) != keep), key=_step)
+    found = [path for path in checkpoints(folder) if _step(path) != keep]
     for path in found[: max(0, len(found) - limit)]:
-        shutil.rmtree(path)
+        durable.remove_folder(path)
 
 
 def load_weights(model: Any, checkpoint: Path) -> None:
@@ -111,6 +144,52 @@ def load_weights(model: Any, checkpoint: Path) -> None:
         return
     stored = type(model).from_pretrained(checkpoint, dtype=next(model.parameters()).dtype)
     model.load_state_dict(stored.state_dict())
+
+
+def _newest_whole(folder: Path, keep_best: bool) -> Path | None:
+    for path in reversed(checkpoints(folder)):
+        fault = manifest.find_fault(path)
+        if fault is not None:
+            _put_aside(path, "damaged", fault)
+        elif keep_best and (lost := _lost_best(folder, path)) is not None:
+            _put_aside(path, "superseded", lost)
+        else:
+            return path
+    return None
+
+
+def _named(folder: Path, named: Path, keep_best: bool) -> Path:
+    if not (named / STATE_FILE).is_file():
+        raise MissingFileError(
+            f"training.resume={str(named)!r} is not a checkpoint; allowed: auto | never | the "
+            "checkpoint-N folder of a run"
+        )
+    fault = manifest.find_fault(named)
+    if fault is None and keep_best:
+        fault = _lost_best(folder, named)
+    if fault is not None:
+        raise RecipeError(
+            f"training.resume={str(named)!r} is damaged ({fault}); name another checkpoint, or "
+            "take training.resume=auto for the newest whole one"
+        )
+    return named
+
+
+def _lost_best(folder: Path, checkpoint: Path) -> str | None:
+    """What is wrong with the best checkpoint so far, without which `keep_best` cannot end."""
+    progress = read_progress(checkpoint)
+    best = progress.best_step
+    if best is None or best == progress.step:
+        return None
+    fault = manifest.find_fault(folder / f"checkpoint-{best}")
+    return None if fault is None else f"its best checkpoint-{best} is lost: {fault}"
+
+
+def _put_aside(path: Path, why: str, reason: str) -> None:
+    aside = path.with_name(f"{path.name}.{why}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(path, aside)
+    print(f"skipped {path.name} ({reason}); it is now {aside.name}")
 
 
 def _step(checkpoint: Path) -> int:

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from penchant.errors import RecipeError
+from penchant.train import durable
 from penchant.train.output_dir import check_possible
 
 RECIPE = "recipe.yaml"
@@ -20,7 +21,9 @@ SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 _LIBRARIES = ("penchant", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers")
 _KEYS_SHOWN = 5
-_FREE_TO_CHANGE = ("resume", "report_to", "save_total_limit", "logging_steps", "token_budget")
+_FREE_TO_CHANGE = (
+    "resume", "report_to", "save_total_limit", "logging_steps", "token_budget", "health",
+)  # fmt: skip
 
 
 def check_free(folder: Path, recipe_text: str, *, resume: str) -> None:
@@ -31,7 +34,7 @@ def check_free(folder: Path, recipe_text: str, *, resume: str) -> None:
     check_possible(folder)
     written = folder / RECIPE
     if not written.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and not all(map(durable.is_temporary, folder.iterdir())):
             raise RecipeError(
                 f"output_dir={str(folder)!r} is not empty and holds no run of Penchant; "
                 "name a new folder"
@@ -59,8 +62,9 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 def start(folder: Path, recipe_text: str, data_report: Mapping[str, Any]) -> None:
     """Writes what is known before the first update."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE).write_text(recipe_text)
+    with durable.saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    durable.write_text(folder / RECIPE, recipe_text)
     write_json(folder / "data_report.json", data_report)
     write_json(folder / "environment.json", environment())
 
@@ -93,7 +97,7 @@ def last_rows(folder: Path) -> dict[str, dict[str, Any]]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Indented, with a newline at the end."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    durable.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def model_card(summary: Mapping[str, Any], recipe_text: str) -> str:
