@@ -107,21 +107,111 @@ def test_an_unknown_template_names_the_shipped_ones(tmp_path):
         data.tree(comparison, bpe_tokenizer(), chat_template=str(broken))
 
 
-def test_templates_in_the_wild(tmp_path):
+CALL = {"type": "function", "function": {"name": "set_timer", "arguments": {"minutes": 8}}}
+CALLED = (
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "It boils.", "name": "set_timer"},
+)
+EMPTY = {"role": "system", "content": ""}
+SCRIPTS = "مرحبا \u202eשלום\u202c 日本語 e\u0301 👩\u200d👩\u200d👧 \u2028 \ufeff"
+CONVERSATIONS = {
+    "one turn": ([ask("Which?")], [say("Seven.")], [say("no")]),
+    "system": ([SYSTEM, ask("Which?")], [say("Seven.")], [say("no")]),
+    "empty system": ([EMPTY, ask("Which?")], [say("Seven.")], [say("no")]),
+    "several turns": (
+        [SYSTEM, ask("Which?"), say("Seven."), ask("Why?")],
+        [say("It is larger.")],
+        [say("no")],
+    ),
+    "branches of several turns": (
+        [ask("Which?")],
+        [say("Seven."), ask("Why?"), say("It is larger.")],
+        [say("no"), ask("Sure?"), say("yes")],
+    ),
+    "branches of the user": (
+        [ask("Which?"), say("Seven.")],
+        [ask("Why?"), say("It is larger.")],
+        [ask("Sure?"), say("yes")],
+    ),
+    "whitespace": ([ask("  Which?\n")], [say("  Seven.\n\n")], [say(" no ")]),
+    "other scripts": ([ask(SCRIPTS)], [say(SCRIPTS + "!")], [say("לא")]),
+    "text like a template": ([ask("<|im_end|> [INST]")], [say("### Response:\n7")], [say("</s>")]),
+    "very long": ([ask("egg " * 5000)], [say("egg " * 9000)], [say("no " * 9000)]),
+    "calls in the prompt": ([ask("Boil."), *CALLED], [say("Done.")], [say("no")]),
+    "calls in the branch": ([ask("Boil.")], [*CALLED, say("Done.")], [say("no")]),
+    "two turns of the user": ([ask("Which?"), ask("Why?")], [say("Seven.")], [say("no")]),
+    "a late system turn": ([ask("Which?"), SYSTEM], [say("Seven.")], [say("no")]),
+}
+CALLS = ("calls in the prompt", "calls in the branch")
+UNUSUAL = (*CALLS, "two turns of the user", "a late system turn")
+LENIENT = ("granite-3.0-instruct", "qwen2.5-instruct")
+"""Of the 18 templates those that do not insist on user and assistant by turns."""
+
+
+def wild_templates():
+    """Name and template, as their README says: indentation and newlines are for the reader only."""
     file = shared_folder() / "data" / "chat_templates.jsonl"
-    row = preference_row()
-    checked = 0
     for line in file.read_text(encoding="utf-8").splitlines():
         found = json.loads(line)
+        yield found["name"], found["template"].replace("    ", "").replace("\n", "")
+
+
+def expected_reason(template, conversation):
+    """Why a row is set aside; None where it is used."""
+    if conversation in UNUSUAL and template not in LENIENT:
+        return "template_error"
+    return None
+
+
+@pytest.mark.parametrize("conversation", sorted(CONVERSATIONS))
+def test_every_kind_of_conversation_in_the_wild(tmp_path, conversation):
+    """The prefix rule holds for all 18, or the row is set aside with the reason, none by it."""
+    prompt, chosen, rejected = CONVERSATIONS[conversation]
+    tools = [{"type": "function", "function": {"name": "set_timer", "parameters": {}}}]
+    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "tools": tools}
+    comparison = read_one(tmp_path, row)
+    for name, template in wild_templates():
         tokenizer = bpe_tokenizer.__wrapped__(has_bos=True)
-        # As their README says: indentation and newlines are for the reader only.
-        tokenizer.chat_template = found["template"].replace("    ", "").replace("\n", "")
+        tokenizer.chat_template = template
+        report = data.report([comparison], tokenizer, max_length=10**6)
+        silent = name == "granite-3.0-instruct" and conversation in CALLS
+        assert any("call tools" in note for note in report.notes) == silent, name
+        reason = expected_reason(name, conversation)
+        assert list(report.set_aside) == ([reason] if reason else []), name
+        if reason:
+            continue
+        tree = data.tree(comparison, tokenizer, max_length=10**6)
+        differing = 0
+        for response, ids in zip(comparison.responses, tree.response_ids, strict=True):
+            whole = tokenizer.apply_chat_template(
+                [*comparison.prompt, *response], tools=tools, return_dict=False
+            )
+            differing += tree.prompt_ids + ids != tuple(whole)
+        assert differing == report.prefix_retokenised, name
+        assert all(any(mask) for mask in tree.response_masks), name
+
+
+def test_a_template_that_leaves_out_calls_says_so(tmp_path):
+    """ChatML prints an empty turn for a call; whoever calls tools should know."""
+    prompt, chosen, rejected = CONVERSATIONS["calls in the branch"]
+    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    report = data.report([read_one(tmp_path, row)], bpe_tokenizer())
+    assert report.rows_used == 1
+    assert any("1 rows call tools of which the chat template" in note for note in report.notes)
+
+
+def test_templates_in_the_wild(tmp_path):
+    row = preference_row()
+    checked = 0
+    for name, template in wild_templates():
+        tokenizer = bpe_tokenizer.__wrapped__(has_bos=True)
+        tokenizer.chat_template = template
         comparison = read_one(tmp_path, row)
         tree = data.tree(comparison, tokenizer)
         for response, ids in zip(comparison.responses, tree.response_ids, strict=True):
             whole = [*comparison.prompt, *response]
             assert tree.prompt_ids + ids == tuple(
                 tokenizer.apply_chat_template(whole, return_dict=False)
-            ), found["name"]
+            ), name
         checked += 1
     assert checked == 18

@@ -156,6 +156,7 @@ def _tokenise(
     template = None if settings.chat_template is None else chat_template(settings.chat_template)
     renderer = Renderer(tokenizer, template, settings.train_on)
     trees: list[TokenTree] = []
+    unprinted: list[str] = []
     for start in range(0, len(planned), _BATCH):
         batch = []
         for one in planned[start : start + _BATCH]:
@@ -165,6 +166,7 @@ def _tokenise(
                 report.add_set_aside(set_aside(one.row, error))
             else:
                 batch.append(one)
+                unprinted += [one.row.row_id] if one.rendered.not_printed else []
         texts = [one.rendered for one in batch if one.rendered is not None]
         for one, tokenised in zip(batch, tokenise(texts, tokenizer), strict=True):
             one.rendered = None
@@ -177,6 +179,11 @@ def _tokenise(
             report.prefix_retokenised += tokenised.num_retokenised
             report.add_tree(one.row, made, cuts, plan.dropped)
             trees.append(prune(made) if pruned else made)
+    if unprinted:
+        report.notes.append(
+            f"{len(unprinted):,} rows call tools of which the chat template prints nothing "
+            f"({unprinted[0]}, say); choose one that does with data.chat_template"
+        )
     return trees
 
 

@@ -19,14 +19,21 @@ ADVICE = {
     "tie": "as asked by data.ties=drop",
     "score_gap_too_small": "as asked by data.min_score_gap",
     "negative_gap": "as asked by data.negative_gap=drop",
-    "over_pair_cap": "as asked by data.max_pairs_per_prompt",
+    "over_pair_cap": "as asked by data.max_pairs_per_prompt (for SHP 5 where it is not given)",
+    "over_gap_bin": "as asked by data.gap_bins",
+    "thumb_down": "nothing to do: nobody should learn a response with its thumb down",
+    "no_assistant_turn": "mend these rows: a conversation ends with a turn of the assistant",
+    "unknown_role": "rename the speaker to human, gpt, system or tool",
+    "not_a_transcript": "mend these rows, or read them as text with data.format=preference",
+    "scores_do_not_fit": "mend these rows: each response needs one score",
+    "prompt_per_response": "give each prompt a row of its own",
     "contaminated": "as asked by data.decontaminate",
     "template_not_prefix": "choose another template with data.chat_template",
     "template_error": "the chat template refuses these conversations; detail says why",
 }
 ASKED_FOR = {
-    "tie", "score_gap_too_small", "negative_gap", "over_pair_cap", "contaminated", "too_long",
-    "empty_response", "chosen_equals_rejected",
+    "tie", "score_gap_too_small", "negative_gap", "over_pair_cap", "over_gap_bin", "contaminated",
+    "too_long", "empty_response", "chosen_equals_rejected", "thumb_down",
 }  # fmt: skip
 """Nobody need be warned of these."""
 NEEDS_LENGTH = {"equal_after_cut", "prompt_too_long"}

@@ -32,6 +32,8 @@ class Rendered:
     """Per whole: characters of assistant turns after the prompt; None: all of them."""
     is_plain: bool
     """Strings: BOS and EOS are still to be added."""
+    not_printed: str = ""
+    """A tool's words, or its name in a call, that the template left out without saying so."""
 
 
 def shipped_templates() -> list[str]:
@@ -111,7 +113,8 @@ class Renderer:
             None if answers and len(branch) == 1 else self._spans(prompt, branch, whole, kwargs)
             for branch, whole in zip(branches, wholes, strict=True)
         )
-        return Rendered(head, wholes, scored, False)
+        missing = (_not_printed(prompt + b, whole) for b, whole in zip(branches, wholes))
+        return Rendered(head, wholes, scored, False, next(filter(None, missing), ""))
 
     def _spans(
         self, prompt: Any, branch: Any, whole: str, kwargs: Mapping[str, Any]
@@ -153,3 +156,16 @@ def _require_prefix(whole: str, head: str) -> None:
             "template_not_prefix",
             "the prompt with its generation prompt is not how the whole conversation begins",
         )
+
+
+def _not_printed(turns: Sequence[Message], whole: str) -> str:
+    """What a tool said, or which one was called, where the template prints nothing of it."""
+    for turn in turns:
+        said = [turn["content"]] if turn["role"] == "tool" else []
+        calls = turn.get("tool_calls") or ()
+        functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
+        said += [str(one.get("name", "")) for one in functions if isinstance(one, Mapping)]
+        for text in said:
+            if text.strip() not in whole:
+                return text.strip()
+    return ""
