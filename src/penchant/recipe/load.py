@@ -98,10 +98,14 @@ def _from_arguments(
     if isinstance(arguments, str):
         raise RecipeError(f"overrides: given {_short(arguments)}, allowed: a mapping or a list")
     items, bare = parse_arguments(arguments, [*keys_of(kind), *old_names()])
+    given = None
     for argument in bare:
         if argument.startswith("-") or not argument:
             raise RecipeError(f"given {argument!r}, allowed: key=value or --key value")
         if kind.positional and not argument.endswith((".yaml", ".yml")):
+            if given is not None:
+                raise RecipeError(f"given {argument!r} besides {given}; allowed: one argument")
+            given = argument
             items.insert(0, (kind.positional, argument))
         elif source is None:
             source = argument
