@@ -81,7 +81,7 @@ def damage_place(draw, row):
 def damaged_lines(draw, row):
     """A line of JSON made from a good row: one to three things changed, then perhaps the text."""
     row = copy.deepcopy(row)
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
         damage_place(draw, row)
     line = json.dumps(row, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
     how = draw(st.integers(0, 11))
@@ -114,9 +114,9 @@ def account_for(path, name, lines, counts):
         assert report.rows_in == num_rows
         assert report.rows_in == report.rows_used + sum(report.set_aside.values())
         assert all(report.examples[reason] for reason in report.set_aside)
-    counts["used"] += report.rows_used
-    counts["read"] += len(loaded)
-    counts.update({f"- {row.reason}": 1 for row in loaded.set_aside})
+    counts["used"] += report.rows_used - 1
+    counts["read"] += len(loaded) - 1
+    counts.update(f"- {row.reason}" for row in loaded.set_aside)
     counts["rows"] += num_rows - 1
     try:
         data.load(path)
