@@ -11,7 +11,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from penchant.data import DataReport
-    from penchant.data.problems import Problem
+    from penchant.data.reasons import Problem
     from penchant.data.statistics import Histogram
 
 Fact = tuple[Text, Text]

@@ -12,7 +12,12 @@ from penchant.recipe import Key, Recipe, keys_of
 
 _WIDE = 110
 """From so many columns on, type and default have columns of their own."""
-_USAGE = {None: "[RECIPE.yaml]", "output_dir": "DIR [RECIPE.yaml]", "adapter": "ADAPTER"}
+_USAGE = {
+    None: "[RECIPE.yaml]",
+    "data": "FILE | RECIPE.yaml",
+    "output_dir": "DIR [RECIPE.yaml]",
+    "adapter": "ADAPTER",
+}
 
 
 def print_help(command: str, line: str, kind: type[Recipe], console: Console | None = None) -> None:

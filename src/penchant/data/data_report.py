@@ -16,7 +16,8 @@ from typing import Any, Literal
 from penchant.data import statistics
 from penchant.data.content import Overlap, Repeats
 from penchant.data.gathered import NUM_EXAMPLES, Gathered
-from penchant.data.problems import Problem, find_problems
+from penchant.data.problems import find_problems
+from penchant.data.reasons import Problem
 from penchant.data.rows import SetAside, excerpt
 from penchant.data.trees import Cuts
 from penchant.errors import DataError

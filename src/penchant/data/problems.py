@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from penchant.data.reasons import ADVICE, ASKED_FOR, NEEDS_LENGTH
+from penchant.data.reasons import ADVICE, ASKED_FOR, NEEDS_LENGTH, Problem
 from penchant.data.statistics import share
 
 if TYPE_CHECKING:
@@ -16,24 +15,6 @@ _BIASED = 0.6
 """From here on a length-only rule is worth a warning."""
 _HARD = 0.5
 """Share of saturated soft labels that is worth one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """One thing that is wrong with the data, or that a reader should know."""
-
-    name: str
-    level: Literal["warning", "note"]
-    count: int
-    of: int
-    what: str
-    """What is counted: rows, pairs, responses, prompts."""
-    text: str
-    """What was found, with its figure."""
-    advice: str
-    """What to do about it."""
-    examples: list[dict[str, Any]] = field(default_factory=list)
-    """At most three: row_id, detail, excerpt."""
 
 
 def find_problems(report: DataReport) -> list[Problem]:
@@ -212,8 +193,12 @@ def _scores(report: DataReport) -> Iterator[Problem]:
             text=f"{gaps.ties:,} of {gaps.pairs:,} pairs have equal scores",
             advice="data.ties=drop leaves them out",
         )
-    labels = gaps.soft_labels
-    if labels is not None and labels.saturated > _HARD * gaps.pairs:
+
+
+def _soft_labels(report: DataReport) -> Iterator[Problem]:
+    gaps = report.score_gaps
+    labels = None if gaps is None else gaps.soft_labels
+    if gaps is not None and labels is not None and labels.saturated > _HARD * gaps.pairs:
         suggested = labels.suggested_bt_beta
         figure = f"; {suggested:.2g} puts the median gap at p = 0.9" if suggested else ""
         yield Problem(
@@ -291,6 +276,7 @@ _FINDERS: tuple[Callable[[DataReport], Iterator[Problem]], ...] = (
     _set_aside,
     _repeats,
     _scores,
+    _soft_labels,
     _bias,
     _tokens,
 )

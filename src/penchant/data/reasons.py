@@ -1,4 +1,9 @@
-"""Why rows are set aside, and what to do about it, reason by reason."""
+"""What a problem of the data is; and the advice for rows set aside, reason by reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 ADVICE = {
     "broken_line": "mend or remove these lines",
@@ -38,3 +43,21 @@ ASKED_FOR = {
 """Nobody need be warned of these."""
 NEEDS_LENGTH = {"equal_after_cut", "prompt_too_long"}
 """Another max_length would keep some of these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong with the data, or that a reader should know."""
+
+    name: str
+    level: Literal["warning", "note"]
+    count: int
+    of: int
+    what: str
+    """What is counted: rows, pairs, responses, prompts."""
+    text: str
+    """What was found, with its figure."""
+    advice: str
+    """What to do about it."""
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """At most three: row_id, detail, excerpt."""
