@@ -65,6 +65,10 @@ def test_metrics_have_a_row_per_update_and_per_evaluation(world: Path) -> None:
     names = {"step", "epoch", "loss", "grad_norm", "learning_rate", "num_tokens"}
     names |= {f"logps/{side}" for side in ("chosen", "rejected")}
     names |= {f"rewards/{what}" for what in ("chosen", "rejected", "accuracies", "margins")}
+    names |= {
+        f"{what}/{side}" for what in ("lengths", "logratios") for side in ("chosen", "rejected")
+    }
+    names |= {"rewards/length_correlation"}
     assert all(set(row) == names for row in updates)
     assert updates[-1]["epoch"] == 2.0
     assert evals[-1]["eval_loss"] < evals[0]["eval_loss"]

@@ -22,6 +22,7 @@ MAIN_FIELDS = {
     "data.train": "path",
     "data.eval": "path",
     "data.soft_labels": "path",
+    "training.health": "action",
     "objective": "name",
     "objective.token_weights": "name",
 }
@@ -111,7 +112,7 @@ def _default_text(default: Any) -> str:
 def _allowed(path: str, field: FieldInfo, section: type[BaseModel] | None) -> str:
     if section is not None:
         fields = "{" + ", ".join(section.model_fields) + "}"
-        main = "path | " if path in MAIN_FIELDS else ""
+        main = f"{MAIN_FIELDS[path]} | " if path in MAIN_FIELDS else ""
         return f"{main}{fields}" + (" | list of these" if path in _SOURCES else "")
     if path in FREE_MAPPINGS:
         return "name | {name, its fields}" if path in MAIN_FIELDS else "mapping"

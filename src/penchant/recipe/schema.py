@@ -36,7 +36,7 @@ def _loosen(definition: dict[str, Any]) -> None:
     """Inside a definition: short forms, and `none` for what may be nothing."""
     for name, given in definition.get("properties", {}).items():
         given.pop("title", None)
-        if name in ("train", "eval", "soft_labels"):
+        if name in ("train", "eval", "soft_labels", "health"):
             definition["properties"][name] = _with_short_form(given)
         elif given.get("type") == "array":
             items = given["items"]

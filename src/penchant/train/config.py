@@ -18,6 +18,29 @@ class SftConfig(BaseModel):
     """Which assistant turns are scored: the last one, or all of them."""
 
 
+class HealthConfig(BaseModel):
+    """What a run is watched for, row by row of its metrics: `training.health`."""
+
+    model_config = _STRICT
+
+    action: Literal["warn", "stop", "off"] = "warn"
+    """warn: a line and an entry in summary.json; stop: save a checkpoint and exit with 1."""
+    window: int = Field(20, ge=1)
+    """Rows that a figure is averaged over; no rule on averages fires before so many."""
+    max_chosen_drop: float | None = Field(2.0, gt=0, allow_inf_nan=False)
+    """Most that chosen responses may lose since the start [nats per token]."""
+    max_length_correlation: float | None = Field(0.7, gt=0, lt=1)
+    """Highest correlation of margin and length difference; 0.7: length explains half of it."""
+    kl_budget: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Highest mean of reference minus policy log-probability [nats per response]."""
+    max_grad_ratio: float | None = Field(10.0, gt=1, allow_inf_nan=False)
+    """Highest gradient norm, as a multiple of the median of the 50 rows before."""
+    min_accuracy: float | None = Field(0.55, ge=0.5, lt=1)
+    """Training accuracy that must be possible after warm-up; none: no rule on accuracy."""
+    accuracy_pairs: int = Field(2048, ge=1)
+    """Pairs that the training accuracy is taken over."""
+
+
 class TrainingConfig(BaseModel):
     """How the weights are updated: `training`."""
 
@@ -69,10 +92,21 @@ class TrainingConfig(BaseModel):
     """Trackers, by Accelerate's names (tensorboard, trackio, wandb, ...)."""
     device: Literal["auto", "cpu", "cuda", "hpu"] = "auto"
     """Where to compute; auto takes the accelerator that is there."""
+    num_processes: int | None = Field(None, ge=1)
+    """How many processes the run must have; started in another number it stops. none: any."""
+    distribution: Literal["auto", "replicate", "shard"] = "auto"
+    """All weights in every process, or split over them (FSDP2); auto: as the launcher says."""
     resume: str = Field("auto", min_length=1)
     """auto: from the newest whole checkpoint in output_dir; never; or a checkpoint's folder."""
+    health: HealthConfig = HealthConfig()
+    """What the run is watched for; `training.health=stop` means its action."""
     base_dropout: bool = False
     """Whether the model's own dropout is active; an adapter's always is."""
+
+    @field_validator("health", mode="before")
+    @classmethod
+    def _an_action(cls, given: Any) -> Any:
+        return {"action": given} if isinstance(given, str) else given
 
     @field_validator("report_to", mode="before")
     @classmethod

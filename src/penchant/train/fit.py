@@ -24,9 +24,10 @@ from penchant.models import load
 from penchant.models.adapters import add_lora
 from penchant.models.config import ModelConfig, ModelSource
 from penchant.models.save import save_model
-from penchant.train import checkpoint, plan, run_folder
+from penchant.train import checkpoint, durable, interrupt, plan, run_folder
 from penchant.train.config import TrainingConfig
 from penchant.train.device import auto_token_budget, pick_device
+from penchant.train.health import watch
 from penchant.train.loop import Loop, plan_run
 from penchant.train.metrics import MetricsFile
 from penchant.train.optim import build_optimizer, build_schedule, check_optimizer
@@ -56,14 +57,22 @@ class Job:
 def fit(job: Job) -> dict[str, Any]:
     """Runs a job and returns what `summary.json` holds.
 
-    Raises RecipeError before anything is written, NonFiniteLossError while training.
+    Raises RecipeError before anything is written, NonFiniteLossError while training, SaveError
+    where something cannot be written, Stopped after a signal.
     """
     run_folder.check_free(job.folder, job.recipe_text, resume=job.training.resume)
     done = run_folder.finished(job.folder)
     if done is not None:
         print(f"{job.folder} holds this run, finished; nothing to do")
         return done
-    found = checkpoint.find_checkpoint(job.folder, job.training.resume)
+    with interrupt.watch() as stop:
+        return _fit(job, stop)
+
+
+def _fit(job: Job, stop: interrupt.Interrupt) -> dict[str, Any]:
+    found = checkpoint.find_checkpoint(
+        job.folder, job.training.resume, keep_best=job.training.keep_best
+    )
     check_optimizer(job.training.optimizer)
     accelerator = _accelerator(job)
     dtype = load.compute_dtype(job.model.path, job.model.dtype, **_hub(job.model))
@@ -81,9 +90,11 @@ def fit(job: Job) -> dict[str, Any]:
     prepared = engines.prepare(accelerator.prepare(model), dtype=dtype)
     step = Step(prepared, job.objective, store, budget)
     loop = _loop(job, accelerator, step, found)
-    loop.run()
-    accelerator.end_training()
-    return _finish(job, loop, dtype, seconds=time.monotonic() - started)
+    loop.stop = stop
+    with stop.held():
+        loop.run()
+        accelerator.end_training()
+        return _finish(job, loop, dtype, seconds=time.monotonic() - started)
 
 
 def predict(job: Job) -> dict[str, Any]:
@@ -222,6 +233,11 @@ def _loop(job: Job, accelerator: Accelerator, step: Step, found: Path | None) ->
         checkpoint.load_weights(model, found)
         progress = checkpoint.load_state(found, optimizer=optimizer, scheduler=scheduler)
         print(f"resumed from {found.name} at step {progress.step} of {len(planned)}")
+    metrics = MetricsFile(
+        job.folder / run_folder.METRICS,
+        resume_after=progress.step if found else None,
+        settled=progress.settled,
+    )
     return Loop(
         step=step,
         optimizer=optimizer,
@@ -232,11 +248,10 @@ def _loop(job: Job, accelerator: Accelerator, step: Step, found: Path | None) ->
         config=training,
         folder=job.folder,
         save_weights=lambda path: save_model(model, job.tokenizer, path),
-        metrics=MetricsFile(
-            job.folder / run_folder.METRICS, resume_after=progress.step if found else None
-        ),
+        metrics=metrics,
         report=_tracking(accelerator, job),
         progress=progress,
+        health=watch(training, len(planned), job.eval_trees, metrics.rows()),
     )
 
 
@@ -251,7 +266,6 @@ def _finish(job: Job, loop: Loop, dtype: torch.dtype, *, seconds: float) -> dict
     model = loop.step.engine.model
     if job.training.keep_best and loop.progress.best_step is not None:
         checkpoint.load_weights(model, job.folder / f"checkpoint-{loop.progress.best_step}")
-    save_model(model, job.tokenizer, job.folder, dtype=dtype)
     rows = run_folder.last_rows(job.folder)
     store = loop.step.reference
     summary = {
@@ -268,10 +282,15 @@ def _finish(job: Job, loop: Loop, dtype: torch.dtype, *, seconds: float) -> dict
         "engine": {"layout": loop.step.engine.layout, "reason": loop.step.engine.reason},
         "best_step": loop.progress.best_step,
         "seconds": round(seconds, 2),
+        "health": loop.health.to_list() if loop.health else [],
         "train": rows.get("train", {}),
         "eval": rows.get("eval", {}),
     }
-    (job.folder / "README.md").write_text(run_folder.model_card(summary, job.recipe_text))
+    with durable.filling(job.folder / "model") as temporary:
+        save_model(model, job.tokenizer, temporary, dtype=dtype)
+        (temporary / "README.md").write_text(run_folder.model_card(summary, job.recipe_text))
+    durable.publish_files(temporary, job.folder)
+    # Last: a run with a summary is done, one without it goes on from its last checkpoint.
     run_folder.write_json(job.folder / run_folder.SUMMARY, summary)
     return summary
 

@@ -11,10 +11,12 @@ from typing import Any, final
 import torch
 
 from penchant.data.pack import plan_steps
-from penchant.errors import NonFiniteLossError
+from penchant.errors import NonFiniteLossError, Stopped, UnhealthyRunError
 from penchant.train import checkpoint as checkpoints
 from penchant.train.checkpoint import Progress
 from penchant.train.config import TrainingConfig
+from penchant.train.health import Health
+from penchant.train.interrupt import Interrupt
 from penchant.train.metrics import MetricsFile, Totals
 from penchant.train.pairs import num_pairs
 from penchant.train.progress import ProgressLine
@@ -68,17 +70,37 @@ class Loop:
     report: Callable[[dict[str, float], int], None] = lambda row, step: None
     """Hands a row to the trackers."""
     progress: Progress = field(default_factory=Progress)
+    health: Health | None = None
+    """Sees every row that is logged."""
+    stop: Interrupt = field(default_factory=Interrupt)
 
     def run(self) -> None:
         """From where `progress` stands to the last planned update.
 
         Raises NonFiniteLossError, which names the rows; the checkpoints written before stay.
+        Raises Stopped after a signal, with a checkpoint of the last whole update.
         """
+        resumed_at = self.progress.step
+        try:
+            with self.stop.held():
+                self._run()
+        except Stopped:
+            step, last = self.progress.step, len(self.planned)
+            if step > resumed_at and not (self.folder / f"checkpoint-{step}").exists():
+                self._save()
+            raise self.stop.stopped(
+                f"stopped at step {step} of {last}; run the same command to go on"
+            ) from None
+
+    def _run(self) -> None:
         if self.progress.step == 0:
             self._evaluate(epoch=0.0)
+        elif not self.progress.settled:
+            self._after(self.planned[self.progress.step - 1])
         rest = self.planned[self.progress.step :]
         with ProgressLine("train", len(self.planned), "step") as line:
             line.advance(self.progress.step)
+            self._heed(line)
             for planned in rest:
                 row = self._update(planned)
                 line.advance(
@@ -86,6 +108,8 @@ class Loop:
                     metrics={"loss": row["loss"]} | _accuracy(row),
                 )
                 self._after(planned)
+                self._heed(line)
+                self.stop.check()
 
     def _update(self, planned: PlannedStep) -> dict[str, float]:
         trees = [self.train_trees[i] for i in planned.trees]
@@ -104,16 +128,16 @@ class Loop:
         row = {"step": self.progress.step, "epoch": round(planned.epoch, 6)} | row
         last = self.progress.step == len(self.planned)
         if self.progress.step % self.config.logging_steps == 0 or last:
-            self.metrics.write(row)
-            self.report(row, self.progress.step)
+            self._log(row)
         return row
 
     def _after(self, planned: PlannedStep) -> None:
         """Evaluation and checkpoint, where one is due."""
         last = self.progress.step == len(self.planned)
-        improved = False
+        improved = self.progress.settled = False
         if last or self._due(self.config.eval_steps, planned):
             improved = self._evaluate(planned.epoch)
+        self.progress.settled = True
         if last or improved or self._due(self.config.save_steps, planned):
             self._save()
 
@@ -126,11 +150,11 @@ class Loop:
             return False
         model = self.step.engine.model
         model.eval()
-        means = self.step.evaluate(self.eval_trees).means()
+        with self.stop.at_once():
+            means = self.step.evaluate(self.eval_trees).means()
         row = {"step": self.progress.step, "epoch": round(epoch, 6)}
         row |= {f"eval_{name}": value for name, value in means.items()}
-        self.metrics.write(row)
-        self.report(row, self.progress.step)
+        self._log(row)
         best = self.progress.best_loss
         loss = means["loss"]
         if self.progress.step == 0 or (best is not None and not loss < best):
@@ -139,6 +163,7 @@ class Loop:
         return self.config.keep_best
 
     def _save(self) -> None:
+        self.metrics.flush()
         checkpoints.save_checkpoint(
             self.folder,
             self.progress,
@@ -148,6 +173,25 @@ class Loop:
         )
         keep = self.progress.best_step if self.config.keep_best else None
         checkpoints.prune(self.folder, self.config.save_total_limit, keep=keep)
+
+    def _log(self, row: dict[str, float]) -> None:
+        self.metrics.write(row)
+        self.report(row, self.progress.step)
+        if self.health is not None:
+            self.health.see(row)
+
+    def _heed(self, line: ProgressLine) -> None:
+        """Shows what the health rules found; where it is to stop the run, saves first."""
+        alarms = self.health.take_pending() if self.health is not None else []
+        if alarms and self.config.health.action == "stop":
+            if not (self.folder / f"checkpoint-{self.progress.step}").exists():
+                self._save()
+            raise UnhealthyRunError(
+                f"stopped: {alarms[0].line()} (checkpoint-{self.progress.step} holds the run; "
+                "training.health=warn goes on from it)"
+            )
+        for alarm in alarms:
+            line.console.print(f"warning: {alarm.line()}", soft_wrap=True, highlight=False)
 
     def _clip(self) -> float:
         parameters = [p for p in self.step.engine.model.parameters() if p.grad is not None]

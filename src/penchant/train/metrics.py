@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from penchant.engine.processes import Processes
+from penchant.train import durable
 from penchant.types import ObjectiveOutput, PairLogps
 
 
@@ -25,7 +27,13 @@ class Totals:
     sums: dict[str, Tensor] = field(default_factory=dict)
     non_finite_rows: list[str] = field(default_factory=list)
 
-    def add(self, policy: PairLogps, output: ObjectiveOutput, row_ids: Sequence[str]) -> None:
+    def add(
+        self,
+        policy: PairLogps,
+        output: ObjectiveOutput,
+        row_ids: Sequence[str],
+        reference: PairLogps | None = None,
+    ) -> None:
         """Takes in the pairs of a micro-batch; `row_ids` names the row of each pair."""
         values_P = {"loss": output.loss_P, "logps/chosen": policy.chosen.total_P}
         if policy.rejected is not None:
@@ -37,6 +45,7 @@ class Totals:
                 "rewards/accuracies": (margin_P > 0).double(),
                 "rewards/margins": margin_P,
             }
+        values_P |= _drift(policy, output, reference)
         for name, value_P in values_P.items():
             total = value_P.detach().double().sum()
             self.sums[name] = self.sums[name] + total if name in self.sums else total
@@ -64,26 +73,95 @@ class Totals:
         if not self.sums:
             return {}
         values = torch.stack(list(self.sums.values())).tolist()
-        return {name: value / self.num_pairs for name, value in zip(self.sums, values, strict=True)}
+        means = {
+            name: value / self.num_pairs for name, value in zip(self.sums, values, strict=True)
+        }
+        moments = [means.pop(name) for name in MOMENTS if name in means]
+        if moments:
+            means["rewards/length_correlation"] = _correlation(*moments)
+        return means
+
+
+MOMENTS = ("_x", "_y", "_xx", "_yy", "_xy")
+"""Of x, how much longer chosen is than rejected [tokens], and y, the margin of the rewards."""
+_SMALLEST_VARIANCE = 1e-10
+"""Of the margins: below it they differ by rounding only, as before the first update."""
+
+
+def _drift(
+    policy: PairLogps, output: ObjectiveOutput, reference: PairLogps | None
+) -> dict[str, Tensor]:
+    """Values per pair that the health rules look at; see `train/health.py`."""
+    values_P: dict[str, Tensor] = {}
+    lengths = []
+    for side in ("chosen", "rejected"):
+        own, other = getattr(policy, side), getattr(reference, side, None)
+        if own is not None and own.length_P is not None:
+            values_P[f"lengths/{side}"] = own.length_P
+            lengths.append(own.length_P.double())
+        if own is not None and other is not None:
+            values_P[f"logratios/{side}"] = own.total_P - other.total_P
+    if len(lengths) == 2:
+        x_P = lengths[0] - lengths[1]
+        y_P = (output.chosen_reward_P - output.rejected_reward_P).detach().double()
+        moments_P = (x_P, y_P, x_P * x_P, y_P * y_P, x_P * y_P)
+        values_P |= dict(zip(MOMENTS, moments_P, strict=True))
+    return values_P
+
+
+def _correlation(x: float, y: float, xx: float, yy: float, xy: float) -> float:
+    """Pearson's, from means; 0 where one of the two does not vary."""
+    var_x, var_y = xx - x * x, yy - y * y
+    if var_x <= 0 or var_y <= _SMALLEST_VARIANCE:
+        return 0.0
+    return max(-1.0, min(1.0, (xy - x * y) / math.sqrt(var_x * var_y)))
 
 
 class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, one line per logged update or evaluation."""
 
-    def __init__(self, path: Path, *, resume_after: int | None = None) -> None:
-        """Starts the file anew, or keeps the rows up to a step that a checkpoint holds."""
+    def __init__(
+        self, path: Path, *, resume_after: int | None = None, settled: bool = True
+    ) -> None:
+        """Starts the file anew, or keeps the rows up to a step that a checkpoint holds.
+
+        A line that a kill cut short is dropped; so is that step's evaluation where the checkpoint
+        came before it (`settled` false).
+        """
         self.path = path
+        after = (math.inf if resume_after is None else resume_after, settled)
         kept = []
         if resume_after is not None and path.exists():
-            rows = (line for line in path.read_text().splitlines() if line.strip())
-            kept = [line for line in rows if json.loads(line)["step"] <= resume_after]
-        path.write_text("".join(f"{line}\n" for line in kept))
+            lines = path.read_text(errors="replace").splitlines()
+            kept = [line for line in lines if _place(line) <= after]
+        durable.write_text(path, "".join(f"{line}\n" for line in kept))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What stands in the file."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends a row; numbers that are not finite become null, as JSON has none."""
+        """Appends a row; numbers that are not finite become null, as JSON has none.
+
+        Raises SaveError where it cannot be written.
+        """
         clean = {k: None if _not_finite(v) else v for k, v in row.items()}
-        with self.path.open("a") as file:
+        with durable.saving(self.path), self.path.open("a") as file:
             file.write(json.dumps(clean) + "\n")
+
+    def flush(self) -> None:
+        """Brings the rows to the disk: a checkpoint relies on those before it."""
+        with durable.saving(self.path), self.path.open("a") as file:
+            os.fsync(file.fileno())
+
+
+def _place(line: str) -> tuple[float, bool]:
+    """The step of a row and whether it is an evaluation's; the end for a line that is no row."""
+    try:
+        row = json.loads(line)
+        return float(row["step"]), "eval_loss" in row
+    except (ValueError, TypeError, KeyError):
+        return math.inf, True
 
 
 def _not_finite(value: Any) -> bool:

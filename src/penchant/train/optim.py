@@ -61,8 +61,13 @@ def build_schedule(
 
     The ratio's steps are rounded up.
     """
-    warmup = math.ceil(warmup_ratio * num_steps) if warmup_steps is None else warmup_steps
+    warmup = count_warmup_steps(num_steps, warmup_ratio, warmup_steps)
     return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
+
+
+def count_warmup_steps(num_steps: int, warmup_ratio: float, warmup_steps: int | None) -> int:
+    """The number that is given, else the ratio's part of all steps, rounded up."""
+    return math.ceil(warmup_ratio * num_steps) if warmup_steps is None else warmup_steps
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

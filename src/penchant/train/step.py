@@ -166,7 +166,7 @@ class Step:
             arguments["tokens_per_pair"] = whole.tokens_per_pair
         output = self.objective(policy, reference, **arguments)
         owners = pairs.index_pairs(trees).tree_P
-        totals.add(policy, output, [trees[place].row_id for place in owners])
+        totals.add(policy, output, [trees[place].row_id for place in owners], reference)
         return output
 
     def _reference(self, trees: Sequence[TokenTree], device: torch.device) -> PairLogps | None:
