@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 
 from penchant import data
 from penchant.data import formats
+from penchant.data.conversion import writable
 from penchant.errors import DataError
 from tests.data.real_rows import REAL_ROWS, TOOLS, WANTED, real_rows
 from tests.data.samples import ask, bpe_tokenizer, read_one, say, write_rows
@@ -27,8 +29,13 @@ def reason(tmp_path, name, place=0, **changes):
     return [row.reason for row in data.load(path, format=WANTED.get(name, name)).set_aside]
 
 
-def test_every_format_has_rows():
+def test_every_format_has_rows_and_a_line_in_the_docs():
     assert set(REAL_ROWS) == set(formats.known())
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
+    assert sorted(line.split("`")[1] for line in lines) == sorted(formats.known())
+    written = page.rpartition("writes ")[2]
+    assert all(f"`{name}`" in written for name in writable())
 
 
 @pytest.mark.parametrize(("name", "place"), EACH)
