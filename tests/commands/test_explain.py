@@ -246,5 +246,5 @@ def test_kinds_are_told_apart_without_colour() -> None:
     console = Console(width=70, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     print_explanation(VIEW, console)
     shown = console.export_text()
-    assert "{<|im_end|>}" in shown and "\u2068مرحبا\u2069" in shown
+    assert "{<|im_end|>}" in shown and "[*\u23ce]" in shown and "\u2068مرحبا\u2069" in shown
     assert max(map(cell_len, shown.splitlines())) <= 70

@@ -81,6 +81,14 @@ def test_every_length_is_in_one_bar(one: list[int], two: list[int]) -> None:
         assert found.longest == max(lengths)
 
 
+@given(LENGTHS, st.integers(2, 6000))
+def test_what_is_longer_than_the_limit_is_drawn_beyond_it(lengths: list[int], limit: int) -> None:
+    edges, is_open = statistics.length_edges(np.array(lengths), limit=limit)
+    if is_open and max(lengths) > limit:
+        assert edges[-2] > limit
+    assert edges[-1] > max(lengths)
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40))
 def test_every_gap_is_in_one_bar(gaps: list[float]) -> None:
     found = statistics.score_gaps(np.array(gaps))

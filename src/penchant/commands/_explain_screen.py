@@ -60,7 +60,8 @@ def _legend(console: Console) -> Text:
     for kind in _KINDS:
         _append(text, kind, kind, console)
         text.append("  ")
-    text.append("underlined: differs from the other side", style="dim")
+    sign = "[*]" if console.color_system is None else "underlined"
+    text.append(f"{sign}: differs from the other side", style="dim")
     return text
 
 
@@ -74,6 +75,7 @@ def _kind(token: TokenView) -> str:
 
 def _append(text: Text, words: str, kind: str, console: Console, extra: str = "") -> None:
     left, right = _BRACKETS[kind] if console.color_system is None else ("", "")
+    left += "*" if left and extra else ""
     text.append(f"{left}{words}{right}", style=f"{_KINDS[kind]} {extra}".strip())
 
 

@@ -188,7 +188,7 @@ class DataReport:
             bt_beta: of an objective that makes soft labels of score gaps.
         """
         held = self.gathered
-        self.lengths = held.lengths()
+        self.lengths = held.lengths(self.max_length)
         if self.unit == "tokens":
             self.limits = held.limits(self.max_length)
         if held.used_chosen_P:

@@ -81,7 +81,7 @@ class Gathered:
         tail = ids[-4:]
         return any(a == b and a in self.special_ids for a, b in pairwise(tail))
 
-    def lengths(self) -> dict[str, statistics.Lengths]:
+    def lengths(self, max_length: int | None) -> dict[str, statistics.Lengths]:
         """Of each kind of text that was measured; chosen and rejected over the same edges."""
         kinds = {
             ("whole",): [self.whole_N],
@@ -94,7 +94,9 @@ class Gathered:
             if not arrays[0]:
                 continue
             values = [statistics.as_values(one) for one in arrays]
-            edges, is_open = statistics.length_edges(*values)
+            edges, is_open = statistics.length_edges(
+                *values, limit=(max_length or 0) if names == ("whole",) else 0
+            )
             for name, value in zip(names, values, strict=True):
                 found[name] = statistics.lengths(value, edges, is_open)
         return found

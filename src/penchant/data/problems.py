@@ -32,7 +32,9 @@ def _longer(report: DataReport) -> str:
     last = above[-1]
     gentle = next((one for one in above if one.rows_cut <= 0.01 * one.of), last)
     now = next((one for one in report.limits if one.max_length == current), None)
-    figure = f"; {current} cuts {share(now.rows_cut, now.of)}: {now.rows_cut:,}" if now else ""
+    figure = ""
+    if now is not None:
+        figure = f"; {current} cuts {share(now.rows_cut, now.of)} ({now.rows_cut:,} rows)"
     part = f"{share(gentle.rows_cut, gentle.of)} of the rows" if gentle.rows_cut else "nothing"
     return f"data.max_length={gentle.max_length} would cut {part}{figure}"
 

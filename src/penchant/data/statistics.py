@@ -115,15 +115,17 @@ def nice_width(rough: float) -> float:
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
 
 
-def length_edges(*groups: Values) -> tuple[list[float], bool]:
+def length_edges(*groups: Values, limit: int = 0) -> tuple[list[float], bool]:
     """Round edges from 0 that serve several groups of lengths, and whether the last bar is open.
 
     The hundredth with the longest texts shares the last bar: drawn to scale, a few long rows would
-    squeeze all others into one bar.
+    squeeze all others into one bar. Where some are longer than a `limit`, that bar begins beyond
+    it, so that everything left of the limit is drawn there.
     """
     values = np.concatenate(groups)
     longest = int(values.max(initial=0))
     usual = float(np.quantile(values, 0.99)) if len(values) else 1.0
+    usual = max(usual, float(min(limit, longest)))
     width = max(1.0, math.ceil(nice_width(max(usual, 1.0) / _NUM_BARS)))
     num = max(1, math.ceil((usual + 1) / width))
     edges = [width * place for place in range(num + 1)]

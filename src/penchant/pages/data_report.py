@@ -80,6 +80,8 @@ def _tiles(report: Report) -> Markup:
 
 def _percent(count: int, of: int) -> str:
     percent = 100 * count / max(of, 1)
+    if 0 < percent < 0.1:
+        return "< 0.1\u00a0%"
     shown = f"{percent:.1f}" if 0 < percent < 9.95 else f"{percent:.0f}"
     return f"{shown}\u00a0%"
 
