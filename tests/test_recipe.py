@@ -12,6 +12,8 @@ from penchant.recipe import dump_recipe, keys_of, load_recipe, recipe_class, res
 LEAST = {
     "train": ["model=m", "data=d.jsonl", "output_dir=o"],
     "sft": ["model=m", "data=d.jsonl", "output_dir=o"],
+    "data": ["data=d.jsonl"],
+    "explain": ["model=m", "data=d.jsonl", "row=1"],
     "merge": ["adapter=a", "output_dir=o"],
     "init": ["tokenizer=t", "output_dir=o"],
     "miniature": ["output_dir=o"],
@@ -133,6 +135,7 @@ OTHER = {
     "training.health.max_grad_ratio": "5.5",
     "training.health.min_accuracy": "0.75",
     "sft.train_on": "all",
+    "use": "chosen",
     "config": "{rope_theta: 1e4}",
     "objective": "{name: mmpo, bt_beta: 2.2, token_weights: {name: bmc}}",
 }
@@ -140,6 +143,7 @@ NEEDED = {
     "data.train.fraction": (),
     "training.keep_best": ("data.eval=e.jsonl",),
     "training.eval_steps": ("data.eval=e.jsonl",),
+    "format": ("output=o.jsonl",),
     "num_key_value_heads": ("num_heads=8",),
     "hidden_size": ("num_heads=1",),
 }
@@ -170,9 +174,8 @@ def test_every_key_can_be_set_and_comes_back_from_a_file(
     command: str, path: str, tmp_path: Path
 ) -> None:
     key = keys_of(recipe_class(command))[path]
-    parents = [
-        one for one in ("reference", "data.eval", "data.soft_labels") if path.startswith(f"{one}.")
-    ]
+    sections = ("model", "reference", "data.eval", "data.soft_labels")
+    parents = [one for one in sections if path.startswith(f"{one}.")]
     needed = [f"{parent}=p.jsonl" for parent in parents if path != f"{parent}.path"]
     given = _other_value(path, key.allowed, key.default)
     before = load(*needed, *NEEDED.get(path, ()), command=command)
