@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import tracemalloc
 
 import datasets
@@ -134,6 +135,24 @@ def test_a_card_names_configurations_and_splits(tmp_path, monkeypatch):
         data.load({"path": folder, "config": "pairs"})
     with pytest.raises(DataError, match="could not be loaded"):
         data.load({"path": folder, "config": "none"})
+
+
+def test_a_hub_id_is_read_from_the_cache_while_offline(tmp_path, monkeypatch):
+    """What a cache holds after a download: a data set by its owner and name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "eggs").mkdir()
+    datasets.Dataset.from_list(ROWS).to_parquet(tmp_path / "eggs" / "train.parquet")
+    datasets.load_dataset("./eggs", cache_dir=str(tmp_path / "first"))
+    (found,) = (tmp_path / "first").rglob("*.arrow")
+    cached = tmp_path / "cache" / "owner___eggs" / "default" / "0.0.0" / "0123"
+    shutil.copytree(found.parent, cached)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name in ("owner/eggs", "owner/eggs:default", "owner/eggs:default:train"):
+        loaded = data.load(name)
+        assert loaded.formats == {"owner/eggs": "preference"} and len(loaded) == 20
+        assert loaded[0].row_id == "owner/eggs:1"
+    with pytest.raises(DataError, match="dev"):
+        data.load("owner/eggs:default:dev")
 
 
 def test_keys_that_arrow_adds_to_tools_and_calls_are_taken_off(tmp_path):
