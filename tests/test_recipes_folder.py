@@ -64,6 +64,7 @@ def _figures(recipe: Recipe) -> tuple[object, ...]:
     [
         ("mmpo_gemma_2b", (1e-5, 3, 64, 0.3, 1024)),
         ("mmpo_gemma_7b", (5e-7, 1, 64, 0.3, 1024)),
+        ("mmpo_gemma_7b_shp", (5e-7, 3, 64, 0.3, 1024)),
         ("mmpo_llama_3_8b", (5e-7, 3, 64, 0.3, 1024)),
         ("dpo_bmc_qa", (5e-7, 1, 128, 0.1, 2048)),
         ("dpo_bmc_maths", (5e-7, 1, 128, 0.1, 2048)),
@@ -91,6 +92,7 @@ def test_training_figures_are_the_published_ones(name: str, figures: tuple[objec
     [
         ("mmpo_gemma_2b", {"name": "mmpo", "beta": 0.01, "bt_beta": 2.2}),
         ("mmpo_gemma_7b", {"name": "mmpo", "beta": 0.01, "bt_beta": 0.3}),
+        ("mmpo_gemma_7b_shp", {"name": "mmpo", "beta": 0.01, "bt_beta": 1.1}),
         ("mmpo_llama_3_8b", {"name": "mmpo", "beta": 0.01, "bt_beta": 2.2}),
         ("dpo_bmc_qa", {"name": "dpo-bmc", "beta": 0.05, "delta": 3.0}),
         ("dpo_bmc_maths", {"name": "dpo-bmc", "beta": 0.05, "delta": 2.5}),
