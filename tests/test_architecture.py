@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 ENGINE_OF_DATA = {"penchant.data.pack"}
 """All that the engine may know of the data room."""
-ROOMS_OF_COMMANDS = {"commands", "cli"}
+ROOMS_OF_COMMANDS = {"commands", "cli", "__main__"}
 BUDGETS = {"file": 300, "function": 40, "parameters": 7, "objective": 80}
 
 

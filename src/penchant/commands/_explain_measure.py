@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penchant import engine as engines
+from penchant.engine.processes import ALONE
 from penchant.errors import ModelError
 from penchant.models import load
 from penchant.recipe.reading import ExplainRecipe
 from penchant.train import fit, pairs
 from penchant.train.device import pick_device
+from penchant.train.policy import Placement, build_model, named_reference
 from penchant.train.step import StepSize
 from penchant.types import PairLogps, TokenLogps, TokenTree
 
@@ -56,16 +57,19 @@ def measure(recipe: ExplainRecipe, objective: Any, tokenizer: Any, tree: TokenTr
     dtype = load.compute_dtype(recipe.model.path, recipe.model.dtype, **hub)
     torch.manual_seed(recipe.training.seed)
     try:
-        model = fit.build_model(recipe.model, dtype, base_dropout=False).to(device)
+        model = build_model(recipe.model, dtype, base_dropout=False)
     except OSError as error:
         raise ModelError(str(error)) from error
+    place = Placement(device, dtype, ALONE)
+    prepared = place.prepare(model)
     reference = None
     if "reference" in objective.needs:
-        named = fit.named_reference(recipe.reference, device)
-        store = fit.fill_reference(job, model, named, fit.token_budget(job, device), dtype)
+        named = named_reference(recipe.reference, place)
+        store = fit.fill_reference(job, prepared, named, fit.token_budget(job, device))
         reference = store.logps([tree], device)
     with torch.no_grad():
-        policy = engines.prepare(model.eval(), dtype=dtype).logps([tree])
+        model.eval()
+        policy = prepared.logps([tree])
     return evaluate(objective, tree, policy, reference)
 
 

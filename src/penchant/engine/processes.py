@@ -27,7 +27,7 @@ class Share(NamedTuple):
 
     batch: list[int]
     """Indices of trees."""
-    index: int
+    place: int
     """Its place among all micro-batches of the step."""
     counts: bool = True
     """False for one that only keeps a sharded model's processes in step."""

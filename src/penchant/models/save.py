@@ -18,23 +18,26 @@ def save_model(
     folder: Path,
     *,
     dtype: torch.dtype | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Model (or adapter), tokenizer and chat template, loadable by plain transformers and PEFT.
 
     Args:
         dtype: of the weights on disk; default as they are in memory.
+        weights: by name, where the model holds only a part of them; default its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     is_adapter = hasattr(model, "peft_config")
     with _own_dropout(model):
-        state = None
+        state = weights
         if dtype is not None and not is_adapter:
+            given = model.state_dict() if weights is None else weights
             state = {
                 name: value.to(dtype) if value.is_floating_point() else value
-                for name, value in model.state_dict().items()
+                for name, value in given.items()
             }
         model.save_pretrained(folder, state_dict=state)
-    if state is not None:
+    if dtype is not None and not is_adapter:
         # transformers writes the dtype of the model in memory, whatever the state it is given.
         config = json.loads((folder / "config.json").read_text())
         config["dtype"] = str(dtype).removeprefix("torch.")

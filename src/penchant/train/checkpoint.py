@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from penchant.errors import MissingFileError, RecipeError
 from penchant.train import durable, manifest
@@ -144,6 +145,21 @@ def load_weights(model: Any, checkpoint: Path) -> None:
         return
     stored = type(model).from_pretrained(checkpoint, dtype=next(model.parameters()).dtype)
     model.load_state_dict(stored.state_dict())
+
+
+def read_weights(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's weights by the names that the model in memory has for them."""
+    from safetensors.torch import load_file
+
+    adapter = checkpoint / "adapter_model.safetensors"
+    if adapter.is_file():
+        names = {"lora_A.weight": "lora_A.default.weight", "lora_B.weight": "lora_B.default.weight"}
+        return {
+            next((key.replace(a, b) for a, b in names.items() if key.endswith(a)), key): value
+            for key, value in load_file(adapter).items()
+        }
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    return dict(model.state_dict())
 
 
 def _newest_whole(folder: Path, keep_best: bool) -> Path | None:

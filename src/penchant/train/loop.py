@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from penchant.data.pack import plan_steps
 from penchant.errors import NonFiniteLossError, Stopped, UnhealthyRunError
-from penchant.train import checkpoint as checkpoints
 from penchant.train.checkpoint import Progress
 from penchant.train.config import TrainingConfig
 from penchant.train.health import Health
 from penchant.train.interrupt import Interrupt
+from penchant.train.learner import Learner
 from penchant.train.metrics import MetricsFile, Totals
 from penchant.train.pairs import num_pairs
 from penchant.train.progress import ProgressLine
@@ -58,14 +61,12 @@ class Loop:
     """Runs the planned updates; everything it needs is given to it."""
 
     step: Step
-    optimizer: Any
-    scheduler: Any
+    learner: Learner
     train_trees: Sequence[TokenTree]
     eval_trees: Sequence[TokenTree]
     planned: Sequence[PlannedStep]
     config: TrainingConfig
     folder: Path
-    save_weights: Callable[[Path], None]
     metrics: MetricsFile
     report: Callable[[dict[str, float], int], None] = lambda row, step: None
     """Hands a row to the trackers."""
@@ -109,19 +110,22 @@ class Loop:
                 )
                 self._after(planned)
                 self._heed(line)
-                self.stop.check()
+                self._check_stop()
 
     def _update(self, planned: PlannedStep) -> dict[str, float]:
         trees = [self.train_trees[i] for i in planned.trees]
         self.step.engine.model.train()
+        # Of seed, step and rank alone: dropout does not depend on what was run before.
+        rank = self.step.processes.rank
+        torch.manual_seed(hash((self.config.seed, self.progress.step, rank)) % 2**63)
         totals = self.step.train(trees)
         grad_norm = self._clip()
         self._check_finite(totals, grad_norm)
         row = totals.means() | {"grad_norm": grad_norm}
-        row["learning_rate"] = self.scheduler.get_last_lr()[0]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scheduler.step()
+        row["learning_rate"] = self.learner.scheduler.get_last_lr()[0]
+        self.learner.optimizer.step()
+        self.learner.optimizer.zero_grad(set_to_none=True)
+        self.learner.scheduler.step()
         self.progress.step += 1
         self.progress.num_tokens += self._num_tokens(planned)
         row["num_tokens"] = self.progress.num_tokens
@@ -150,7 +154,9 @@ class Loop:
             return False
         model = self.step.engine.model
         model.eval()
-        with self.stop.at_once():
+        # Alone it may be left at any moment; several processes must leave together.
+        alone = self.step.processes.size == 1
+        with self.stop.at_once() if alone else nullcontext():
             means = self.step.evaluate(self.eval_trees).means()
         row = {"step": self.progress.step, "epoch": round(epoch, 6)}
         row |= {f"eval_{name}": value for name, value in means.items()}
@@ -164,15 +170,18 @@ class Loop:
 
     def _save(self) -> None:
         self.metrics.flush()
-        checkpoints.save_checkpoint(
+        self.learner.save_checkpoint(
             self.folder,
             self.progress,
-            save_weights=self.save_weights,
-            optimizer=self.optimizer,
-            scheduler=self.scheduler,
+            keep_best=self.config.keep_best,
+            limit=self.config.save_total_limit,
         )
-        keep = self.progress.best_step if self.config.keep_best else None
-        checkpoints.prune(self.folder, self.config.save_total_limit, keep=keep)
+
+    def _check_stop(self) -> None:
+        """Leaves where a signal came; where it came to one of several processes, all leave."""
+        if self.step.processes.any(self.stop.received is not None):
+            self.stop.received = self.stop.received or signal.SIGTERM
+        self.stop.check()
 
     def _log(self, row: dict[str, float]) -> None:
         self.metrics.write(row)
@@ -196,7 +205,8 @@ class Loop:
     def _clip(self) -> float:
         parameters = [p for p in self.step.engine.model.parameters() if p.grad is not None]
         limit = self.config.max_grad_norm or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def _check_finite(self, totals: Totals, grad_norm: float) -> None:
         step = self.progress.step + 1

@@ -121,14 +121,23 @@ class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, one line per logged update or evaluation."""
 
     def __init__(
-        self, path: Path, *, resume_after: int | None = None, settled: bool = True
+        self,
+        path: Path,
+        *,
+        resume_after: int | None = None,
+        settled: bool = True,
+        read_only: bool = False,
     ) -> None:
         """Starts the file anew, or keeps the rows up to a step that a checkpoint holds.
+
+        One that is `read_only` (in all processes but the main one) leaves the file alone.
 
         A line that a kill cut short is dropped; so is that step's evaluation where the checkpoint
         came before it (`settled` false).
         """
-        self.path = path
+        self.path, self.read_only = path, read_only
+        if read_only:
+            return
         after = (math.inf if resume_after is None else resume_after, settled)
         kept = []
         if resume_after is not None and path.exists():
@@ -145,12 +154,16 @@ class MetricsFile:
 
         Raises SaveError where it cannot be written.
         """
+        if self.read_only:
+            return
         clean = {k: None if _not_finite(v) else v for k, v in row.items()}
         with durable.saving(self.path), self.path.open("a") as file:
             file.write(json.dumps(clean) + "\n")
 
     def flush(self) -> None:
         """Brings the rows to the disk: a checkpoint relies on those before it."""
+        if self.read_only:
+            return
         with durable.saving(self.path), self.path.open("a") as file:
             os.fsync(file.fileno())
 

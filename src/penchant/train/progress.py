@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ class ProgressLine:
 
     def __init__(self, name: str, total: int, unit: str, console: Console | None = None) -> None:
         self.name, self.total, self.unit = name, total, unit
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, quiet=not is_main_process())
         self._done = 0
         self._tokens = 0
         self._text = ""
@@ -31,7 +32,7 @@ class ProgressLine:
 
     def __enter__(self) -> ProgressLine:
         self._start = time.monotonic()
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             self._live = Live(console=self.console, refresh_per_second=4, transient=False)
             self._live.start()
         return self
@@ -53,7 +54,8 @@ class ProgressLine:
             self._live.update(self._render())
         elif self._done * PLAIN_LINES // max(self.total, 1) > self._printed:
             self._printed = self._done * PLAIN_LINES // max(self.total, 1)
-            print(self._render().plain, file=sys.stderr, flush=True)
+            if not self.console.quiet:
+                print(self._render().plain, file=sys.stderr, flush=True)
 
     def _render(self) -> Text:
         elapsed = max(time.monotonic() - self._start, 1e-9)
@@ -68,6 +70,11 @@ class ProgressLine:
         else:
             parts.append(_clock(elapsed))
         return Text("  ".join(parts), no_wrap=True, overflow="ellipsis")
+
+
+def is_main_process() -> bool:
+    """Whether this process of a launch is the one that prints; true without a launcher."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _short(value: float) -> str:

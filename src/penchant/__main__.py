@@ -1,0 +1,5 @@
+"""`python -m penchant`: what launchers of several processes start."""
+
+from penchant.cli import main
+
+main()

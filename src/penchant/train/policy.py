@@ -1,0 +1,86 @@
+"""The policy and its reference as models: loaded as they are trained, adapted, placed, split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from penchant import engine as engines
+from penchant.engine import sharding
+from penchant.engine.processes import Processes
+from penchant.errors import RecipeError
+from penchant.models import load
+from penchant.models.adapters import add_lora
+from penchant.models.config import ModelConfig, ModelSource
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which numbers models compute, and whether they are split."""
+
+    device: torch.device
+    dtype: torch.dtype
+    processes: Processes
+
+    def prepare(self, model: Any, dtype: torch.dtype | None = None) -> engines.Engine:
+        """A model on its device, split where the run splits them, behind an engine."""
+        dtype = dtype or self.dtype
+        if not getattr(model, "is_quantized", False):
+            model.to(self.device)
+        if not self.processes.sharded:
+            return engines.prepare(model, dtype=dtype)
+        return engines.prepare(sharding.shard(model, self.device, dtype))
+
+
+def build_model(config: ModelConfig, dtype: torch.dtype, *, base_dropout: bool) -> Any:
+    """The policy as it is trained: float32 masters, or a frozen base in `dtype` with an adapter.
+
+    Raises RecipeError for combinations that cannot be trained.
+    """
+    continues = load.is_adapter(config.path)
+    if config.adapter is not None and continues:
+        raise RecipeError(
+            f"model.path={config.path!r} is an adapter, which goes on training; "
+            "leave model.adapter out, or merge it first (penchant merge)"
+        )
+    frozen_base = continues or config.adapter is not None
+    if config.quantization is not None and not frozen_base:
+        raise RecipeError("model.quantization needs model.adapter: quantised weights do not train")
+    model = load.load_causal_lm(
+        config.path,
+        dtype=dtype if frozen_base or dtype == torch.float64 else torch.float32,
+        quantization=config.quantization,
+        dropout=base_dropout,
+        **hub_keywords(config),
+    )
+    if config.adapter is not None:
+        adapter = config.adapter
+        targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+        model = add_lora(
+            model, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout, targets=targets
+        )
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def named_reference(source: ModelSource | None, place: Placement) -> engines.Engine | None:
+    """The model that the recipe names as its reference; None where the starting model is it."""
+    if source is None:
+        return None
+    dtype = load.compute_dtype(source.path, source.dtype, **hub_keywords(source))
+    model = load.load_causal_lm(
+        source.path,
+        dtype=dtype,
+        quantization=source.quantization,
+        trainable=False,
+        **hub_keywords(source),
+    )
+    return place.prepare(model, dtype)
+
+
+def hub_keywords(config: ModelConfig | ModelSource) -> dict[str, Any]:
+    """What the hub calls take besides a path."""
+    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
