@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,12 +228,31 @@ def test_the_page_shows_every_token_with_its_numbers() -> None:
 
 
 def test_the_page_is_safe_in_a_real_browser(browser: Any, tmp_path: Path) -> None:  # noqa: F811
-    import re
-
     page = tmp_path / "page.html"
     page.write_text(re.sub('<meta http-equiv="Content-Security[^>]*>', "", explain_page(VIEW)))
     tree = browser(page, "--dump-dom")
     assert "owned</title>" not in tree and "<script" not in tree and "<img" not in tree
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_the_page_fits_the_window(
+    browser: Any,  # noqa: F811
+    tmp_path: Path,
+    width: int,
+) -> None:
+    page, outer = tmp_path / "page.html", tmp_path / "outer.html"
+    measuring = (
+        "<script>addEventListener('load', () => { const e = document.documentElement;"
+        "parent.postMessage(e.scrollWidth > e.clientWidth ? 'too wide' : 'fits', '*') })</script>"
+    )
+    long = replace(VIEW, prompt=[TokenView(id=1, text="unbroken" * 90)])
+    free = re.sub('<meta http-equiv="Content-Security[^>]*>', "", explain_page(long))
+    page.write_text(free.replace("</body>", f"{measuring}</body>"))
+    outer.write_text(
+        "<!doctype html><title>?</title><script>onmessage = e => document.title = e.data</script>"
+        f"<iframe src='{page.as_uri()}' width='{width}' height='800' style='border:0'></iframe>"
+    )
+    assert "<title>fits</title>" in browser(outer, "--dump-dom", "--virtual-time-budget=5000")
 
 
 def test_signs_for_what_has_no_shape() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from penchant import data
+from penchant.data.reasons import ADVICE
 from penchant.errors import DataError
 from tests.data.samples import ask, bpe_tokenizer, preference_row, say, write_rows
 
@@ -203,3 +206,11 @@ def test_sources_have_their_own_lengths(tmp_path):
         assert [part.chosen_tokens, part.rejected_tokens] == sides
         assert (part.prompt_tokens, part.response_tokens) == (len(tree.prompt_ids), sum(sides))
     assert json.loads(report.to_json())["sources"]["b"]["pairs"] == 1
+
+
+def test_every_reason_for_setting_a_row_aside_has_advice():
+    """By what the source raises, so that a new reason cannot be forgotten."""
+    text = "".join(path.read_text() for path in Path(data.__file__).parent.rglob("*.py"))
+    raised = set(re.findall(r'(?:RowError|BrokenLine)\(\s*"([a-z_]+)"', text))
+    raised |= set(re.findall(r'return "([a-z]+_[a-z_]+)"', text))
+    assert len(raised) > 15 and not raised - set(ADVICE)

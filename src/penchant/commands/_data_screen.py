@@ -151,7 +151,7 @@ def _scores(report: DataReport) -> list[Fact]:
     lines = [
         _fact(
             "score gaps",
-            f"median {gaps.median:g}, from {gaps.smallest:g} to {gaps.largest:g};  "
+            f"median {gaps.median:.3g}, from {gaps.smallest:g} to {gaps.largest:g};  "
             f"{gaps.ties:,} ties, {gaps.negative:,} negative",
         ),
         _fact("", _bars(gaps.histogram, 40)),

@@ -69,7 +69,7 @@ def _tiles(report: Report) -> Markup:
         tiles.append((told, "of the labels could be told by length alone; 50\u00a0% is chance"))
     gaps = report["score_gaps"]
     if gaps is not None:
-        tiles.append((f"{gaps['median']:g}", "median score gap, chosen less rejected"))
+        tiles.append((f"{gaps['median']:.3g}", "median score gap, chosen less rejected"))
     items = [
         tag("li", tag("span", shown, class_="figure"), tag("span", what, class_="what"),
             class_="tile")
@@ -230,7 +230,7 @@ def _scores(report: Report) -> Markup | None:
         y_label="Pairs",
         caption=f"{gaps['ties']:,} ties; in {gaps['negative']:,} pairs chosen has the lower score.",
         alternative=f"Score gaps from {gaps['smallest']:g} to {gaps['largest']:g}, median "
-        f"{gaps['median']:g}.",
+        f"{gaps['median']:.3g}.",
     )
     labels = gaps["soft_labels"]
     soft = None
