@@ -142,6 +142,18 @@ def test_it_converts(world: Path, tmp_path: Path, name: str) -> None:
     assert again["lengths"] == first["lengths"] and again["score_gaps"] == first["score_gaps"]
 
 
+def test_a_row_cannot_steer_the_terminal(tmp_path: Path, capsys: Any) -> None:
+    hostile = pair(0) | {"prompt": [{"role": "user", "content": "\x1b[2J\x1b]0;owned\x07 \u202e"}]}
+    write_rows(tmp_path / "a.jsonl", [hostile, hostile])
+    assert report(str(tmp_path / "a.jsonl"))["repeats"]["duplicate_rows"] == 1
+    bad = hostile | {"tools": "not json"}
+    write_rows(tmp_path / "b.jsonl", [pair(0), bad])
+    report(str(tmp_path / "b.jsonl"))
+    shown = capsys.readouterr().out
+    assert "wrong type" in shown and "owned" in shown
+    assert not {"\x1b", "\x07", "\u202e"} & set(shown)
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_page_on_the_terminal_fits(world: Path, tmp_path: Path, width: int) -> None:
     from penchant import data

@@ -208,7 +208,10 @@ def _print_problem(one: Problem, console: Console) -> None:
     table.add_row("", Text(f"→ {one.advice}", style="dim"))
     for example in one.examples[:_NUM_EXAMPLES] if is_warning else []:
         parts = (example["row_id"], example["detail"], example["excerpt"])
-        shown = Text("  ".join(filter(None, parts)), style="dim italic")
+        words = "  ".join(filter(None, parts))
+        # What a row holds must not steer the terminal.
+        safe = "".join(one if one.isprintable() else "\ufffd" for one in words)
+        shown = Text(safe, style="dim italic")
         shown.no_wrap, shown.overflow = True, "ellipsis"
         table.add_row("", shown)
     console.print(table)
