@@ -74,6 +74,8 @@ class Loop:
     health: Health | None = None
     """Sees every row that is logged."""
     stop: Interrupt = field(default_factory=Interrupt)
+    _saved_at: int = field(default=0, init=False)
+    """The step of the last checkpoint; not read from the disk, where another process may write."""
 
     def run(self) -> None:
         """From where `progress` stands to the last planned update.
@@ -81,17 +83,17 @@ class Loop:
         Raises NonFiniteLossError, which names the rows; the checkpoints written before stay.
         Raises Stopped after a signal, with a checkpoint of the last whole update.
         """
-        resumed_at = self.progress.step
-        try:
-            with self.stop.held():
+        self._saved_at = self.progress.step
+        with self.stop.held():
+            try:
                 self._run()
-        except Stopped:
-            step, last = self.progress.step, len(self.planned)
-            if step > resumed_at and not (self.folder / f"checkpoint-{step}").exists():
-                self._save()
-            raise self.stop.stopped(
-                f"stopped at step {step} of {last}; run the same command to go on"
-            ) from None
+            except Stopped:
+                step, last = self.progress.step, len(self.planned)
+                if self._saved_at != step:
+                    self._save()
+                raise self.stop.stopped(
+                    f"stopped at step {step} of {last}; run the same command to go on"
+                ) from None
 
     def _run(self) -> None:
         if self.progress.step == 0:
@@ -176,6 +178,7 @@ class Loop:
             keep_best=self.config.keep_best,
             limit=self.config.save_total_limit,
         )
+        self._saved_at = self.progress.step
 
     def _check_stop(self) -> None:
         """Leaves where a signal came; where it came to one of several processes, all leave."""
@@ -193,7 +196,7 @@ class Loop:
         """Shows what the health rules found; where it is to stop the run, saves first."""
         alarms = self.health.take_pending() if self.health is not None else []
         if alarms and self.config.health.action == "stop":
-            if not (self.folder / f"checkpoint-{self.progress.step}").exists():
+            if self._saved_at != self.progress.step:
                 self._save()
             raise UnhealthyRunError(
                 f"stopped: {alarms[0].line()} (checkpoint-{self.progress.step} holds the run; "
