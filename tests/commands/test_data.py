@@ -146,11 +146,11 @@ def test_a_row_cannot_steer_the_terminal(tmp_path: Path, capsys: Any) -> None:
     hostile = pair(0) | {"prompt": [{"role": "user", "content": "\x1b[2J\x1b]0;owned\x07 \u202e"}]}
     write_rows(tmp_path / "a.jsonl", [hostile, hostile])
     assert report(str(tmp_path / "a.jsonl"))["repeats"]["duplicate_rows"] == 1
-    bad = hostile | {"tools": "not json"}
+    bad = hostile | {"score_chosen": None}
     write_rows(tmp_path / "b.jsonl", [pair(0), bad])
-    report(str(tmp_path / "b.jsonl"))
+    report(str(tmp_path / "b.jsonl"), "objective={name: mmpo, bt_beta: 1}")
     shown = capsys.readouterr().out
-    assert "wrong type" in shown and "owned" in shown
+    assert "nan score" in shown and "\ufffd[2J\ufffd]0;owned" in shown
     assert not {"\x1b", "\x07", "\u202e"} & set(shown)
 
 
