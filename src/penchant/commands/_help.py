@@ -17,6 +17,7 @@ _USAGE = {
     "data": "FILE | RECIPE.yaml",
     "output_dir": "DIR [RECIPE.yaml]",
     "adapter": "ADAPTER",
+    "run": "RUN",
 }
 
 

@@ -96,6 +96,21 @@ class MergeRecipe(Recipe):
     """Whether code that the checkpoint brings along may run."""
 
 
+class VerifyRecipe(Recipe):
+    """A finished run held against its own files: `penchant verify RUN`."""
+
+    positional = "run"
+
+    run: str = Field(min_length=1)
+    """Run folder of `penchant train` or `penchant sft`."""
+    num_pairs: int = Field(10, ge=1)
+    """Pairs that are computed again, of the at most 64 that the run logged."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Decides which."""
+    output_dir: str = ""
+    """Not used: nothing is written."""
+
+
 class InitRecipe(Recipe):
     """A small new model around a tokenizer: `penchant init DIR tokenizer=PATH`."""
 

@@ -23,8 +23,15 @@ from penchant.engine.reference_store import ReferenceStore
 from penchant.models import load
 from penchant.models.config import ModelConfig, ModelSource
 from penchant.train import (
-    checkpoint, durable, final_pairs, fingerprints, interrupt, launch, plan, run_folder,
-)  # fmt: skip
+    checkpoint,
+    durable,
+    final_pairs,
+    fingerprints,
+    interrupt,
+    launch,
+    plan,
+    run_folder,
+)
 from penchant.train.config import TrainingConfig
 from penchant.train.device import auto_token_budget, pick_device
 from penchant.train.health import watch

@@ -69,6 +69,16 @@ class Step:
 
         return self._halving(work, trees).summed(self.processes)
 
+    @torch.no_grad()
+    def measure(
+        self, trees: Sequence[TokenTree]
+    ) -> tuple[PairLogps, PairLogps | None, ObjectiveOutput]:
+        """Policy, reference and objective of each pair, in order, the trees being one step."""
+        logps = self._gather(trees)
+        output = self._evaluate(trees, logps, StepSize.of(trees), Totals())
+        reference = self._reference(trees, logps.values_T.device)
+        return pairs.pair_logps(trees, logps), reference, output
+
     def _train_pairs(self, trees: Sequence[TokenTree]) -> Totals:
         whole = StepSize.of(trees)
 
