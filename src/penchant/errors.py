@@ -54,6 +54,12 @@ class SaveError(PenchantError, OSError):
     exit_code = 1
 
 
+class WorkerError(PenchantError, RuntimeError):
+    """A process that shares the work died; the message says what to do."""
+
+    exit_code = 1
+
+
 class Stopped(KeyboardInterrupt):
     """A signal ended the run in good order; the message says where it stands.
 

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from penchant.data.fields import plain_text
@@ -50,8 +50,45 @@ class Overlap:
     """Row ids of evaluation, the shared rows first."""
 
 
+def words(row: Comparison) -> str:
+    """All that a row says, for excerpts; nothing where its texts were not kept."""
+    texts = [text for text in (row.prompt, *row.responses) if not isinstance(text, Digested)]
+    return " | ".join(map(plain_text, texts))
+
+
+class Digested(str):
+    """In place of a text that is not kept: equal where the texts are, in words and in roles."""
+
+    __slots__ = ("words",)
+    words: Digest
+
+
+def without_texts(row: Comparison) -> Comparison:
+    """The row as far as pairs are planned and rows compared; what the model sees is gone."""
+    prompt, *responses = map(_digested, (row.prompt, *row.responses))
+    return replace(row, prompt=prompt, responses=tuple(responses), template_kwargs=_NOTHING)
+
+
+_NOTHING: dict[str, Any] = {}
+
+
+def _digested(text: Text) -> Digested:
+    words = digest(text)
+    if isinstance(text, str):
+        key = words
+    else:
+        roles = "\n".join(f"{turn['role']} {len(turn['content'])}" for turn in text)
+        salt = hashlib.blake2b(roles.encode("utf-8", "surrogatepass"), digest_size=16)
+        key = hashlib.blake2b(words, key=salt.digest(), digest_size=16).digest()
+    made = Digested(key.decode("latin-1"))
+    made.words = words
+    return made
+
+
 def digest(text: Text) -> Digest:
     """Equal for texts with equal words; roles play no part."""
+    if isinstance(text, Digested):
+        return text.words
     content = plain_text(text).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(content, digest_size=16).digest()
 

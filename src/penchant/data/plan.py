@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from penchant.data.comparisons import prompt_key
+from penchant.data.content import words
 from penchant.data.data_report import DataReport
-from penchant.data.fields import plain_text
 from penchant.data.formats import max_pairs_per_prompt
 from penchant.data.pairing import PairPlan, PairSettings, cap_pairs, even_gaps, plan_pairs
-from penchant.data.render import Rendered
 from penchant.data.rows import RowError, SetAside, excerpt
 from penchant.data.scores import Transform, transform_scores
 from penchant.errors import DataError
@@ -47,13 +46,12 @@ class BuildSettings:
             raise DataError(f"gap_bins is {self.gap_bins}; allowed: 2 or more")
 
 
-@dataclass
+@dataclass(slots=True)
 class Planned:
     """A comparison on its way."""
 
     row: Comparison
     plan: PairPlan
-    rendered: Rendered | None = None
 
 
 def plan_rows(
@@ -83,10 +81,7 @@ def plan_rows(
         planned = _capped(planned, build.max_pairs_per_prompt, build.seed, report)
         if build.gap_bins is not None:
             planned = _evened(planned, build.gap_bins, build.seed, report)
-    if not every_response:
-        for one in planned:
-            _drop_unused(one, build.use)
-    return planned
+    return planned if every_response else [drop_unused(one, build.use) for one in planned]
 
 
 def _chosen_plan(row: Comparison, pair: PairSettings) -> PairPlan:
@@ -98,23 +93,24 @@ def _chosen_plan(row: Comparison, pair: PairSettings) -> PairPlan:
     return plan_pairs(row, replace(pair, needs_scores=False))
 
 
-def _drop_unused(one: Planned, use: Use) -> None:
-    """Responses that no pair uses are not even rendered."""
+def drop_unused(one: Planned, use: Use) -> Planned:
+    """Without the responses that no pair uses, which are not even rendered."""
     used = sorted({index for pair in one.plan.pairs for index in pair})
     if use == "chosen" and one.plan.pairs:
         used = [one.plan.pairs[0][0]]
     elif not used or len(used) == len(one.row.responses):
-        return
+        return one
     place = {index: position for position, index in enumerate(used)}
     scores = one.row.scores
-    one.row = replace(
+    row = replace(
         one.row,
         responses=tuple(one.row.responses[index] for index in used),
         scores=None if scores is None else tuple(scores[index] for index in used),
         pairs=None,
     )
     pairs = () if use == "chosen" else tuple((place[c], place[r]) for c, r in one.plan.pairs)
-    one.plan = replace(one.plan, pairs=pairs, soft_labels=one.plan.soft_labels if pairs else None)
+    labels = one.plan.soft_labels if pairs else None
+    return Planned(row, replace(one.plan, pairs=pairs, soft_labels=labels))
 
 
 def _capped(
@@ -206,6 +202,6 @@ def _transformed(rows: Sequence[Comparison], how: Transform) -> Iterable[tuple[f
 
 def set_aside(row: Comparison, error: RowError) -> SetAside:
     line = row.row_id.rpartition(":")[2]
-    shown = excerpt(" | ".join(map(plain_text, (row.prompt, *row.responses))))
+    shown = excerpt(words(row))
     number = int(line) if line.isdigit() else 0
     return SetAside(row.source, number, error.reason, error.detail, shown)

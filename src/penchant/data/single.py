@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from penchant.data.build import plan_reported, split_settings
+from penchant.data.build import split_settings
 from penchant.data.comparisons import Comparisons
 from penchant.data.data_report import DataReport
+from penchant.data.planned import plan_reported
 from penchant.data.render import Rendered, Renderer, Span, chat_template
 from penchant.data.rows import RowError
 from penchant.data.tokens import Tokenised, tokenise

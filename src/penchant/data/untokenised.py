@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from penchant.data.build import plan_reported, split_settings
+from penchant.data.build import split_settings
 from penchant.data.data_report import DataReport
 from penchant.data.fields import is_empty, plain_text
 from penchant.data.plan import Planned, set_aside
+from penchant.data.planned import plan_reported
 from penchant.data.rows import RowError
 from penchant.types import Comparison
 
