@@ -45,7 +45,7 @@ def load_plain(path: str, **hub: Any) -> Any:
     if config.is_file():
         base = json.loads(config.read_text())["base_model_name_or_path"]
         trust = {"trust_remote_code": hub.get("trust_remote_code", False)}
-        model = PeftModel.from_pretrained(load_plain(base, **trust), path)
+        model: Any = PeftModel.from_pretrained(load_plain(base, **trust), path)
     else:
         model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", **hub)
     small = sum(p.numel() for p in model.parameters()) <= MOST_IN_FLOAT64

@@ -36,7 +36,8 @@ def write(
 def draw(trees: Sequence[TokenTree], seed: int) -> list[TokenTree]:
     """Trees in random order, as many as have MOST pairs together; one at least."""
     order = random.Random(seed).sample(range(len(trees)), len(trees))
-    drawn, count = [], 0
+    drawn: list[TokenTree] = []
+    count = 0
     for place in order:
         count += pairs.num_pairs(trees[place])
         if drawn and count > MOST:
