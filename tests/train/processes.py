@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -36,6 +37,8 @@ def start(world: Path, *, before: Callable[[], None] | None = None, **changes: A
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # What a killed process printed is not to be lost with its buffers.
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
         preexec_fn=ready,
     )
 
