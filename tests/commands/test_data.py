@@ -142,6 +142,13 @@ def test_it_converts(world: Path, tmp_path: Path, name: str) -> None:
     assert again["lengths"] == first["lengths"] and again["score_gaps"] == first["score_gaps"]
 
 
+def test_it_says_what_a_conversion_loses(tmp_path: Path, capsys: Any) -> None:
+    rows = [{"prompt": f"p{n}", "responses": ["a", "b", "c"], "scores": [1, 2, 3]} for n in (1, 2)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    report(str(tmp_path / "in.jsonl"), f"output={tmp_path / 'out.jsonl'}", "format=preference")
+    assert "2 comparisons lost: responses" in capsys.readouterr().out
+
+
 def test_a_row_cannot_steer_the_terminal(tmp_path: Path, capsys: Any) -> None:
     hostile = pair(0) | {"prompt": [{"role": "user", "content": "\x1b[2J\x1b]0;owned\x07 \u202e"}]}
     write_rows(tmp_path / "a.jsonl", [hostile, hostile])

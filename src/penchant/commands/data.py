@@ -143,5 +143,5 @@ def _convert(rows: Comparisons, output: str, format: str | None) -> None:
     from penchant import data
 
     options = {} if format is None else {"format": format}
-    data.write(rows, output, **options)
-    print(f"wrote {output}")
+    for line in data.write(rows, output, **options).lines():
+        print(line)

@@ -99,8 +99,10 @@ def _fit(job: Job, stop: interrupt.Interrupt) -> dict[str, Any]:
     loop.stop = stop
     with stop.held():
         loop.run()
-        accelerator.end_training()
-        return _finish(job, loop, dtype, seconds=time.monotonic() - started)
+        summary = _finish(job, loop, dtype, seconds=time.monotonic() - started)
+    # Last: it also ends the communication of several processes.
+    accelerator.end_training()
+    return summary
 
 
 def _start_folder(job: Job, dtype: torch.dtype, processes: Processes) -> Path | None:
