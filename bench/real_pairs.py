@@ -1,5 +1,7 @@
 """Every objective on real pairs: a small random model, 160 rows at 256 tokens, and two whole files.
 
+The whole files take a model of a quarter of the width, for the time of it.
+
     python bench/real_pairs.py DATA_FOLDER [NAME ...]
 
 DATA_FOLDER holds tokenizer_gpt2, ultrafeedback_binarized_sample.jsonl.gz and
@@ -33,11 +35,13 @@ RUNS: dict[str, dict[str, Any]] = {
     "dpo lora": {**SHORT, "objective": "dpo", "model.adapter": {"r": 16, "alpha": 32}},
     "dpo bf16": {**SHORT, "objective": "dpo", "model.dtype": "bfloat16"},
     "dpo ultrafeedback": {
+        "model": "narrow",
         "data.train": "ultrafeedback_binarized_sample.jsonl.gz",
         "data.eval_fraction": 0.1,
         "objective": "dpo",
     },
     "dpo hh": {
+        "model": "narrow",
         "data.train": "hh_harmless_test.jsonl.gz",
         "data.eval_fraction": 0.1,
         "objective": "dpo",
@@ -52,6 +56,10 @@ def main(folder: Path, wanted: list[str]) -> None:
         model = Path(work) / "model"
         tokenizer = str(folder / "tokenizer_gpt2")
         penchant.run("init", None, {"output_dir": str(model), "tokenizer": tokenizer})
+        narrow = {"hidden_size": 64, "num_layers": 2}
+        penchant.run(
+            "init", None, {"output_dir": f"{model}-narrow", "tokenizer": tokenizer, **narrow}
+        )
         for name, keys in RUNS.items():
             if name in results or (wanted and name not in wanted):
                 continue
@@ -76,6 +84,8 @@ def run(name: str, keys: dict[str, Any], folder: Path, model: Path, work: Path) 
         "output_dir": str(output),
     }
     overrides |= keys | {"data.train": placed}
+    if keys.get("model") == "narrow":
+        overrides["model"] = f"{model}-narrow"
     summary = penchant.run("sft" if name == "sft" else "train", None, overrides)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     evals = [row for row in rows if "eval_loss" in row]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -93,6 +94,11 @@ def _describe(command: str, schema: bool) -> None:
 def _run(command: str, arguments: list[str], dry_run: bool) -> None:
     from penchant.commands._show import plan_lines, print_result
 
+    if os.environ.get("RANK", "0") != "0":
+        # One of several processes of a launch; the first one speaks for all.
+        with redirect_stdout(io.StringIO()):
+            commands.start(command, commands.prepare(command, None, arguments), dry_run=dry_run)
+        return
     recipe = commands.prepare(command, None, arguments)
     if not dry_run:
         print_result(command, commands.start(command, recipe), recipe.output_dir)
