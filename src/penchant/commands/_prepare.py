@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +13,17 @@ from penchant.models.config import ModelSource
 from penchant.recipe import SftRecipe, TrainRecipe, dump_recipe
 
 if TYPE_CHECKING:
-    from penchant.data import Comparisons, DataReport
+    from penchant.data import Comparisons, ComparisonStream, DataReport
     from penchant.train.fit import Job
-    from penchant.types import TokenTree
+    from penchant.types import PairMarks, TokenTree
 
 
 @dataclass(frozen=True)
 class Trees:
     """Training and evaluation data as token trees, with their reports."""
 
-    train: list[TokenTree]
-    eval: list[TokenTree]
+    train: Sequence[TokenTree]
+    eval: Sequence[TokenTree]
     report: DataReport
     eval_report: DataReport | None
 
@@ -39,6 +40,7 @@ def prepare_job(recipe: TrainRecipe | SftRecipe, objective: Any, **settings: Any
         settings: of `penchant.data.build_trees`, beyond the recipe's data section.
     """
     from penchant.data.render import chat_template
+    from penchant.data.store import longest_row
     from penchant.models import load
     from penchant.train.fit import Job
 
@@ -53,7 +55,7 @@ def prepare_job(recipe: TrainRecipe | SftRecipe, objective: Any, **settings: Any
     if objective.token_weights is not None:
         settings["mark"] = marker(objective.token_weights, tokenizer)
     trees = read_trees(recipe.data, tokenizer, recipe.training.seed, settings)
-    longest = max(map(_longest, [*trees.train, *trees.eval]))
+    longest = max(longest_row(trees.train), longest_row(trees.eval))
     load.check_length(config, longest, recipe.model.path)
     if reference is not None:
         check_reference(reference, tokenizer, longest)
@@ -80,14 +82,16 @@ def read_trees(config: DataConfig, tokenizer: Any, seed: int, settings: dict[str
     Raises DataError where nothing is usable, or evaluation rows are training rows.
     """
     from penchant.data import build_trees, overlap
+    from penchant.types import Comparison
 
-    train, evaluation = read_comparisons(config, seed)
+    train, evaluation = _stream_comparisons(config, seed)
     settings = settings | data_settings(config, seed)
     trees, report = build_trees(train, tokenizer, **settings)
     report.print()
     if evaluation is None:
         return Trees(trees, [], report, None)
-    shared = overlap(train, evaluation)
+    rows = (row for row in train if isinstance(row, Comparison))
+    shared = overlap(rows, evaluation)
     if shared.rows and shared.rows == len(evaluation):
         raise DataError(
             f"data.eval holds the same rows as data.train (all {shared.rows}); give other rows"
@@ -97,6 +101,26 @@ def read_trees(config: DataConfig, tokenizer: Any, seed: int, settings: dict[str
     eval_report.find_problems()
     eval_report.print()
     return Trees(trees, eval_trees, report, eval_report)
+
+
+def _stream_comparisons(
+    config: DataConfig, seed: int
+) -> tuple[Comparisons | ComparisonStream, Comparisons | None]:
+    """As `read_comparisons`; training rows are not held in memory, unless some are held out."""
+    from penchant import data
+
+    if config.eval_fraction is not None:
+        return read_comparisons(config, seed)
+    train = data.read_comparisons(
+        [source.model_dump() for source in config.train],
+        format=config.format,
+        seed=seed,
+        decontaminate=config.decontaminate,
+    )
+    if not config.eval:
+        return train, None
+    sources = [source.model_dump() for source in config.eval]
+    return train, data.load(sources, format=config.format, seed=seed)
 
 
 def read_comparisons(config: DataConfig, seed: int) -> tuple[Comparisons, Comparisons | None]:
@@ -139,14 +163,21 @@ def check_reference(source: ModelSource, tokenizer: Any, longest: int) -> None:
     load.check_length(config, longest, source.path)
 
 
-def _longest(tree: TokenTree) -> int:
-    return len(tree.prompt_ids) + max(map(len, tree.response_ids))
+@dataclass(frozen=True)
+class Marker:
+    """Marks pairs as a weighting does; plain values, so that it can be sent and compared."""
+
+    weighting: Any
+    ignored: frozenset[int]
+
+    def __call__(self, chosen: Any, rejected: Any) -> PairMarks:
+        """Which tokens of two responses differ."""
+        return self.weighting.mark(chosen, rejected, self.ignored)
 
 
-def marker(weighting: Any, tokenizer: Any) -> Any:
+def marker(weighting: Any, tokenizer: Any) -> Marker:
     """(chosen_ids, rejected_ids) -> PairMarks, with the weighting's stop words left unmarked."""
-    ignored = weighting.ignored_ids(tokenizer)
-    return lambda chosen, rejected: weighting.mark(chosen, rejected, ignored)
+    return Marker(weighting, weighting.ignored_ids(tokenizer))
 
 
 def data_settings(config: DataConfig, seed: int) -> dict[str, Any]:

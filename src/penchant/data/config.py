@@ -99,6 +99,10 @@ class DataConfig(BaseModel):
     """A shipped template (chatml, alpaca, ...) or a Jinja file; default: the tokenizer's."""
     decontaminate: tuple[str, ...] = Field((), strict=False)
     """Files of evaluation prompts; training rows that contain one are left out."""
+    num_proc: int | None = Field(None, ge=1)
+    """Processes that tokenise, with equal results; default: one, a core each for large data."""
+    cache: bool = True
+    """Keep tokens on disk, found again by content: up to 20 GB in PENCHANT_CACHE."""
 
     @field_validator("train", "eval", mode="before")
     @classmethod

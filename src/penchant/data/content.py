@@ -96,14 +96,15 @@ def digest(text: Text) -> Digest:
 def repeats(rows: Iterable[tuple[Comparison, Sequence[Pair]]], num_examples: int) -> Repeats:
     """Counts over rows and the pairs that they are used for."""
     found = Repeats()
-    first_row: dict[Any, str] = {}
+    # Digests one after another as keys: a tuple of them takes three times the memory.
+    first_row: dict[Digest, str] = {}
     prompts: Counter[Digest] = Counter()
-    directions: dict[tuple[Digest, Digest, Digest], list[str]] = {}
+    directions = _Directions()
     for row, pairs in rows:
         prompt = digest(row.prompt)
         responses = [digest(response) for response in row.responses]
         prompts[prompt] += 1
-        key = (prompt, tuple(responses), tuple(pairs))
+        key = _joined(prompt, *responses, repr(tuple(pairs)).encode())
         if key in first_row:
             found.duplicate_rows += 1
             if len(found.of_duplicates) < num_examples:
@@ -111,8 +112,11 @@ def repeats(rows: Iterable[tuple[Comparison, Sequence[Pair]]], num_examples: int
         else:
             first_row[key] = row.row_id
         for chosen, rejected in pairs:
-            direction = (prompt, responses[chosen], responses[rejected])
-            directions.setdefault(direction, []).append(row.row_id)
+            direction = prompt + responses[chosen] + responses[rejected]
+            if direction in directions.first:
+                directions.more[direction] += 1
+            else:
+                directions.first[direction] = row.row_id
     _add_contradictions(found, directions, num_examples)
     found.distinct_prompts = len(prompts)
     found.rows_with_known_prompt = prompts.total() - len(prompts)
@@ -120,16 +124,28 @@ def repeats(rows: Iterable[tuple[Comparison, Sequence[Pair]]], num_examples: int
     return found
 
 
-def _add_contradictions(
-    found: Repeats, directions: dict[tuple[Digest, Digest, Digest], list[str]], num_examples: int
-) -> None:
-    for (prompt, chosen, rejected), row_ids in directions.items():
-        others = directions.get((prompt, rejected, chosen))
-        if others is None or chosen == rejected:
+@dataclass
+class _Directions:
+    """Rows by prompt, chosen and rejected: three digests in one."""
+
+    first: dict[Digest, str] = field(default_factory=dict)
+    more: Counter[Digest] = field(default_factory=Counter)
+    """Further rows; few have any."""
+
+
+def _joined(*digests: Digest) -> Digest:
+    return hashlib.blake2b(b"".join(digests), digest_size=16).digest()
+
+
+def _add_contradictions(found: Repeats, directions: _Directions, num_examples: int) -> None:
+    for direction, row_id in directions.first.items():
+        prompt, chosen, rejected = (direction[place : place + 16] for place in (0, 16, 32))
+        other = directions.first.get(prompt + rejected + chosen)
+        if other is None or chosen == rejected:
             continue
-        found.contradictory_pairs += len(row_ids)
+        found.contradictory_pairs += 1 + directions.more[direction]
         if chosen < rejected and len(found.of_contradictions) < num_examples:
-            found.of_contradictions.append(f"{row_ids[0]} against {others[0]}")
+            found.of_contradictions.append(f"{row_id} against {other}")
 
 
 def overlap(

@@ -33,25 +33,30 @@ class NoFingerprintError(Exception):
 
 @final
 class RowsDigest:
-    """Takes in rows one after another, with everything that is known of them."""
+    """Takes in rows one after another, with everything that is known of them.
+
+    Rows set aside count apart: whether they are met between the others or before them is nothing
+    to do with what the rows are.
+    """
 
     def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=32)
+        self._used = hashlib.blake2b(digest_size=32)
+        self._set_aside = hashlib.blake2b(digest_size=32)
 
     def add(self, row: Comparison | SetAside) -> None:
         """Takes in one row, used or set aside."""
         values = tuple(getattr(row, field.name) for field in fields(row))
+        hashed = self._set_aside if isinstance(row, SetAside) else self._used
         try:
             # Version 2 has no references, so equal rows give equal bytes.
-            self._hash.update(marshal.dumps((type(row).__name__, values), 2))
+            hashed.update(marshal.dumps(values, 2))
         except ValueError:
-            self._hash.update(repr((type(row).__name__, values)).encode("utf-8", "surrogatepass"))
+            hashed.update(repr(values).encode("utf-8", "surrogatepass"))
 
     def result(self, *rest: Any) -> str:
         """The digest of all rows, and of what else is known of the data."""
-        found = self._hash.copy()
-        found.update(repr(rest).encode("utf-8", "surrogatepass"))
-        return found.hexdigest()
+        listed = (self._used.hexdigest(), self._set_aside.hexdigest(), rest)
+        return _digest(repr(listed))
 
 
 def combine(parts: Mapping[str, str]) -> str:
@@ -103,7 +108,7 @@ def _tokenizer(tokenizer: Any) -> str:
         type(tokenizer).__qualname__,
         sorted(roles.items()),
         (tokenizer.bos_token_id, tokenizer.eos_token_id),
-        sorted(tokenizer.all_special_ids),
+        sorted(map(str, tokenizer.all_special_ids)),
         getattr(tokenizer, "split_special_tokens", None),
     )
     return repr(known) + tokenizer.backend_tokenizer.to_str()

@@ -76,7 +76,8 @@ def plan_rows(
             continue
         if row.pairs is None and row.scores is not None:
             report.drawn_ties += sum(row.scores[c] == row.scores[r] for c, r in plan.pairs)
-        planned.append(Planned(replace(row, scores=scores), plan))
+        # A copy of every row would be half of what is held of a stream.
+        planned.append(Planned(row if scores == row.scores else replace(row, scores=scores), plan))
     if build.use == "pairs":
         planned = _capped(planned, build.max_pairs_per_prompt, build.seed, report)
         if build.gap_bins is not None:

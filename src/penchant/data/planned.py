@@ -27,7 +27,7 @@ class Rows:
     """The usable rows after the first pass."""
 
     kept: Sequence[Comparison]
-    """Without texts where these come from a stream."""
+    """Without texts where these come from a stream; none once they are planned."""
     stream: ComparisonStream | None
     digest: str | None
     """Of everything that was read; None where nobody asked."""
@@ -87,6 +87,7 @@ def plan_pairs_of(
 ) -> list[Planned]:
     """The pairs of each row; still with the responses that no pair uses."""
     planned = plan_rows(rows.kept, build, pair, report, every_response=True)
+    rows.kept = ()
     used = (drop_unused(one, build.use) for one in planned)
     report.repeats = content.repeats(((one.row, one.plan.pairs) for one in used), NUM_EXAMPLES)
     return planned

@@ -192,6 +192,14 @@ def _starts(lengths: np.ndarray) -> np.ndarray:
     return starts
 
 
+def longest_row(trees: Sequence[TokenTree]) -> int:
+    """Tokens of the longest prompt with a response; 0 without trees."""
+    if isinstance(trees, Trees):
+        return int(trees.longest_N.max(initial=0))
+    rows = (len(tree.prompt_ids) + max(map(len, tree.response_ids)) for tree in trees)
+    return max(rows, default=0)
+
+
 @final
 class TreeWriter:
     """Puts trees into a folder, batch after batch; `with` closes its files."""
