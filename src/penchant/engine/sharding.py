@@ -38,7 +38,9 @@ def shard(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
     )
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    return fully_shard(model, mesh=mesh, mp_policy=policy)
+    # The root would stay gathered after a forward pass without a backward one, and whoever asks
+    # for its parameters then (an optimiser, a checkpoint) would get the gathered copies.
+    return fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def is_sharded(model: nn.Module) -> bool:
