@@ -13,7 +13,7 @@ from penchant.data.data_report import DataReport
 from penchant.data.fingerprint import NoFingerprintError, combine, ingredients
 from penchant.data.making import Maker
 from penchant.data.pairing import PairPlan, PairSettings
-from penchant.data.parallel import make_batches, num_processes
+from penchant.data.parallel import make_batches, num_processes, spared_garbage
 from penchant.data.plan import BuildSettings, Planned, plan_rows
 from penchant.data.planned import plan_pairs_of, read_rows, with_texts
 from penchant.data.scores import read_soft_labels
@@ -135,7 +135,7 @@ def _build(
             return found
     planned = plan_pairs_of(rows, build, pair, report)
     folder, owner = cache.new_folder(cached=key is not None)
-    with TreeWriter(folder) as writer:
+    with TreeWriter(folder) as writer, spared_garbage():
         texts = with_texts(planned, rows, build.use, report)
         processes = num_processes(how.num_proc, len(planned))
         batches = make_batches(Maker(tokenizer, token), texts, processes)

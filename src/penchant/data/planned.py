@@ -17,7 +17,7 @@ from penchant.data.gathered import NUM_EXAMPLES
 from penchant.data.pairing import PairSettings
 from penchant.data.plan import BuildSettings, Planned, Use, drop_unused, plan_rows
 from penchant.data.reading import ComparisonStream
-from penchant.data.rows import excerpt
+from penchant.data.rows import SetAside, excerpt
 from penchant.errors import DataError
 from penchant.types import Comparison
 
@@ -37,6 +37,7 @@ def read_rows(comparisons: Iterable[Comparison], report: DataReport, digest: boo
     """Reads all rows; sources and rows set aside go into the report."""
     hashed = RowsDigest() if digest else None
     stream = comparisons if isinstance(comparisons, ComparisonStream) else None
+    kept: Sequence[Comparison]
     if stream is not None:
         kept = _read_stream(stream, report, hashed)
     else:
@@ -49,7 +50,7 @@ def read_rows(comparisons: Iterable[Comparison], report: DataReport, digest: boo
 def _take(
     comparisons: Iterable[Comparison], report: DataReport, hashed: RowsDigest | None
 ) -> Sequence[Comparison]:
-    lost = ()
+    lost: tuple[SetAside, ...] = ()
     if isinstance(comparisons, Comparisons):
         report.left_out = comparisons.left_out
         report.sources = {name: SourceReport(kind) for name, kind in comparisons.formats.items()}

@@ -51,7 +51,7 @@ def pack(trees: Sequence[TokenTree]) -> Columns:
     responses = [ids for tree in trees for ids in tree.response_ids]
     masks = [mask for tree in trees for mask in tree.response_masks]
     marks = [_mark_bytes(tree) for tree in trees]
-    columns = {
+    columns: dict[str, Iterable[Any]] = {
         "prompt_ids": chain.from_iterable(tree.prompt_ids for tree in trees),
         "response_ids": chain.from_iterable(responses),
         "pairs": chain.from_iterable(chain.from_iterable(tree.pairs_P2 for tree in trees)),
