@@ -117,6 +117,25 @@ def test_another_recipe_in_the_same_folder_is_refused(world: Path) -> None:
         train(world, output_dir=str(world / "full"))
 
 
+def test_a_run_does_not_go_on_with_other_data_or_another_start(world: Path) -> None:
+    train(world, training__save_steps=1)
+    run = world / "run"
+    (run / "summary.json").unlink()
+    rows = (world / "pairs.jsonl").read_text()
+    (world / "pairs.jsonl").unlink()
+    (world / "pairs.jsonl").write_text(rows.replace("red", "rad"))
+    with pytest.raises(RecipeError, match="the data of this run changed"):
+        train(world, training__save_steps=1)
+    (world / "pairs.jsonl").write_text(rows)
+    shutil.copytree(world / "model", world / "copy")
+    (world / "model").unlink()
+    shutil.move(world / "copy", world / "model")
+    with (world / "model" / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(RecipeError, match="starting model or reference"):
+        train(world, training__save_steps=1)
+
+
 def test_micro_batches_do_not_change_the_run(world: Path) -> None:
     train(world)
     train(world, training__token_budget=40, output_dir=str(world / "small"))

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from penchant.engine.reference_store import content_key
-from penchant.errors import ModelError
+from penchant.errors import ModelError, RecipeError
 from penchant.models import load
 from penchant.train import durable, manifest
 from penchant.types import TokenTree
@@ -47,9 +47,9 @@ def start(
     Args:
         trees: of training and of evaluation.
         dtype: that the run computes in.
+    Raises:
+        RecipeError: the run goes on, and its data or its models are not what they were.
     """
-    if (folder / FILE).is_file():
-        return
     recipe = yaml.safe_load(recipe_text)
     models = [recipe["model"], *([recipe["reference"]] if recipe.get("reference") else [])]
     found = {
@@ -60,7 +60,20 @@ def start(
         "data": of_files(data_paths(recipe["data"])),
         "trees": dict(zip(("train", "eval"), map(of_trees, trees), strict=True)),
     }
+    if (folder / FILE).is_file():
+        _check_unchanged(json.loads((folder / FILE).read_text()), found, folder)
+        return
     durable.write_text(folder / FILE, json.dumps(found, indent=2) + "\n")
+
+
+def _check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """A run that goes on with other data or from another start would be neither of the two."""
+    for what, name in (("trees", "data"), ("models", "starting model or reference")):
+        if before[what] != now[what]:
+            raise RecipeError(
+                f"the {name} of this run changed since it was started in {str(folder)!r}; "
+                "put it back, or name a new output_dir"
+            )
 
 
 def finish(folder: Path) -> None:
