@@ -27,6 +27,19 @@ NUM_ROWS = 8
 STATE_OF = {"adamw": "exp_avg", "rmsprop": "square_avg", "adafactor": "row_var"}
 
 
+def shp(n: int) -> dict[str, Any]:
+    """Two comments under a post, with their votes."""
+    return {
+        "post_id": f"p{n}",
+        "history": f"How long does egg {n} boil?",
+        "human_ref_A": "Eight minutes.",
+        "human_ref_B": "No idea.",
+        "score_A": 10 + n,
+        "score_B": 3,
+        "labels": 1,
+    }
+
+
 @dataclass(frozen=True)
 class Layout:
     """How the rows of a recipe's data set look, and as what they must be recognised."""
@@ -60,6 +73,7 @@ def orca(n: int) -> dict[str, Any]:
 
 LAYOUTS = {
     "allenai/ultrafeedback_binarized_cleaned": Layout("preference", ultrafeedback),
+    "Ahjeong/SHP_filtered_for_MMPO": Layout("shp", shp),
     "sardinelab/MT-pref": Layout("preference", strings),
     "Intel/orca_dpo_pairs": Layout("orca", orca),
     "data/tldr_preferences.jsonl": Layout("preference", strings),
@@ -88,6 +102,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Dataset.from_list(rows).to_parquet(place)
         else:
             splits = {"train": rows}
+            if name.startswith("Ahjeong"):
+                splits["test"] = [layout.row(n) for n in range(100, 104)]
             if name.startswith("allenai"):
                 held_out = [layout.row(n) for n in range(100, 104)]
                 splits = {"train_prefs": rows, "test_prefs": held_out}

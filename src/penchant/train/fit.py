@@ -166,13 +166,14 @@ def fill_reference(
     processes: Processes = ALONE,
 ) -> ReferenceStore:
     """The reference log-probabilities of all trees, from the named or the starting model."""
-    trees = [*job.train_trees, *job.eval_trees]
     store = ReferenceStore()
     fresh_adapter = job.model.adapter is not None
     adapter_off = prepared.model.disable_adapter() if fresh_adapter else nullcontext()
     engine = prepared if other is None else other
-    with ProgressLine("reference", len(trees), "row") as line, adapter_off:
-        store.fill(engine, trees, budget, line.advance, processes)
+    num_rows = len(job.train_trees) + len(job.eval_trees)
+    with ProgressLine("reference", num_rows, "row") as line, adapter_off:
+        for trees in (job.train_trees, job.eval_trees):
+            store.fill(engine, trees, budget, line.advance, processes)
     return store
 
 

@@ -140,6 +140,8 @@ def _essence(recipe_text: str) -> dict[str, Any]:
     recipe = yaml.safe_load(recipe_text)
     training = recipe.get("training", {})
     recipe["training"] = {k: v for k, v in training.items() if k not in _FREE_TO_CHANGE}
+    for key in ("num_proc", "cache"):
+        recipe.get("data", {}).pop(key, None)
     recipe.pop("output_dir", None)
     return recipe
 
