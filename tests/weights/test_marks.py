@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
@@ -52,6 +53,19 @@ def test_the_two_alignments_differ_where_the_longest_block_is_not_the_best() -> 
     blocks = weights.mark(chosen, rejected, "difflib")
     assert (_bits(levenshtein.chosen), _bits(blocks.chosen)) == (".1.11", "111..")
     assert (_bits(levenshtein.rejected), _bits(blocks.rejected)) == ("11.1.11", "..11111")
+
+
+@pytest.mark.parametrize("alignment", ["levenshtein", "difflib"])
+def test_ids_may_be_a_tensor(alignment: Any) -> None:
+    chosen, rejected = [1, 2, 3, 9], [1, 3, 4]
+    found = weights.mark(
+        torch.tensor(chosen),  # type: ignore[arg-type]
+        torch.tensor(rejected),  # type: ignore[arg-type]
+        alignment,
+        frozenset({9}),
+    )
+    assert found == weights.mark(chosen, rejected, alignment, frozenset({9}))
+    assert (_bits(found.chosen), _bits(found.rejected)) == (".1..", "..1")
 
 
 def test_ignored_tokens_are_not_marked_on_either_side() -> None:

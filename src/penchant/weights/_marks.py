@@ -31,7 +31,8 @@ def mark(
     Raises:
         ObjectiveError: another alignment.
     """
-    chosen, rejected = list(chosen_ids), list(rejected_ids)
+    # A tensor's elements are equal only to themselves where they are hashed, as aligning does.
+    chosen, rejected = [int(i) for i in chosen_ids], [int(i) for i in rejected_ids]
     marked_chosen, marked_rejected = [False] * len(chosen), [False] * len(rejected)
     for tag, start, stop, chosen_start, chosen_stop in _edits(rejected, chosen, alignment):
         if tag != "equal":
