@@ -27,6 +27,8 @@ def notes_of(*arguments: str) -> tuple[Any, list[str]]:
         ("model_name_or_path=x", "model.path", "x"),
         ("model_revision=v1", "model.revision", "v1"),
         ("torch_dtype=bfloat16", "model.dtype", "bfloat16"),
+        ("torch_dtype=null", "model.dtype", "auto"),
+        ("dtype=bfloat16", "model.dtype", "bfloat16"),
         ("trust_remote_code=true", "model.trust_remote_code", True),
         ("gradient_checkpointing=true", "model.gradient_checkpointing", True),
         ("load_in_4bit=true", "model.quantization", "4bit"),

@@ -17,7 +17,6 @@ from penchant.recipe import aliases_derived as derived
 RENAMED = {
     "model_name_or_path": "model.path",
     "model_revision": "model.revision",
-    "torch_dtype": "model.dtype",
     "trust_remote_code": "model.trust_remote_code",
     "gradient_checkpointing": "model.gradient_checkpointing",
     "ref_model": "reference.path",
@@ -77,6 +76,7 @@ DERIVED: dict[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
     "lora_target_modules": partial(derived.adapter, "targets"),
     "load_in_4bit": lambda value, _: {"model.quantization": "4bit"} if value else {},
     "load_in_8bit": lambda value, _: {"model.quantization": "8bit"} if value else {},
+    **dict.fromkeys(("torch_dtype", "dtype"), derived.dtype),
     "bf16": lambda value, _: {"model.dtype": "bfloat16"} if value else {},
     "disable_dropout": lambda value, _: {"training.base_dropout": not value},
     "use_cpu": lambda value, _: {"training.device": "cpu"} if value else {},

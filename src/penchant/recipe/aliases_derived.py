@@ -163,6 +163,11 @@ def adapter(field: str, value: Any, given: Given) -> Values:
     return {f"model.adapter.{field}": value}
 
 
+def dtype(value: Any, _: Given) -> Values:
+    """The handbook's recipes write null where they leave the number format to the default."""
+    return {} if value is None else {"model.dtype": value}
+
+
 def optimizer(value: Any, _: Given) -> Values:
     """The optimiser by transformers' name."""
     if not isinstance(value, str) or value not in OPTIMIZERS:
