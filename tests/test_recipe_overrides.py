@@ -148,3 +148,6 @@ def test_unreadable_files(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "latin.yaml"):
         with pytest.raises(RecipeError, match="cannot be read as a recipe"):
             load_recipe("train", path)
+    (tmp_path / "recipe.yaml").write_text("model: m\n")
+    with pytest.raises(RecipeError, match=r"a folder; its recipe is .*recipe\.yaml$"):
+        load_recipe("train", tmp_path)

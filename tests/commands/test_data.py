@@ -142,6 +142,32 @@ def test_it_converts(world: Path, tmp_path: Path, name: str) -> None:
     assert again["lengths"] == first["lengths"] and again["score_gaps"] == first["score_gaps"]
 
 
+@pytest.mark.parametrize(
+    ("row", "format"),
+    [
+        ({"responses": ["a", "b", "c"], "scores": [1, 2, 2]}, "scored"),
+        ({"completion": "a", "label": True}, "kto"),
+        ({"completion": "a"}, "messages"),
+        ({"chosen": "a", "rejected": "b"}, "preference"),
+    ],
+)
+def test_rows_are_converted_to_the_layout_that_holds_them(
+    tmp_path: Path, capsys: Any, row: dict[str, Any], format: str
+) -> None:
+    write_rows(tmp_path / "in.jsonl", [{"prompt": f"p{n}"} | row for n in (1, 2)])
+    report(str(tmp_path / "in.jsonl"), f"output={tmp_path / 'out.parquet'}")
+    shown = capsys.readouterr().out
+    assert "wrote 2 rows of 2 comparisons" in shown and "lost" not in shown
+    loaded = penchant.data.load(tmp_path / "out.parquet")
+    assert {one.format for one in loaded} == {format}
+
+
+def test_an_output_of_no_kind_is_refused_by_its_own_name(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^[^ ]*out\.doc: ") as caught:
+        report(str(world / "pairs.jsonl"), f"output={tmp_path / 'out.doc'}")
+    assert "partial" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
 def test_it_says_what_a_conversion_loses(tmp_path: Path, capsys: Any) -> None:
     rows = [{"prompt": f"p{n}", "responses": ["a", "b", "c"], "scores": [1, 2, 3]} for n in (1, 2)]
     write_rows(tmp_path / "in.jsonl", rows)

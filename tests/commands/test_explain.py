@@ -169,6 +169,19 @@ def test_what_is_not_cut_is_what_the_tree_holds(tmp_path: Path, max_length: int,
                 assert tuple(token.is_scored for token in tokens if not token.is_cut) == mask
 
 
+def test_a_word_with_the_templates_space_is_content(tmp_path: Path) -> None:
+    template = tmp_path / "spaced.jinja"
+    template.write_text("{% for m in messages %}<{{ m.role }}> {{ m.content }}</s>{% endfor %}"
+                        "{% if add_generation_prompt %}<assistant>{% endif %}")  # fmt: skip
+    row = preference_row(1, prompt=[ask("Who?")], chosen=[say("it was")], rejected=[say("me")])
+    write_rows(tmp_path / "a.jsonl", [row])
+    single = single_row(
+        data.load(tmp_path / "a.jsonl"), "a:1", bpe_tokenizer(), chat_template=str(template)
+    )
+    words = "".join(token.text for token in single.responses[0] if token.is_content)
+    assert words.strip() == "it was"
+
+
 @pytest.mark.parametrize("make", [bpe_tokenizer, spaced_tokenizer])
 def test_the_pieces_of_text_make_up_the_whole(tmp_path: Path, make: Any) -> None:
     tokenizer = make()

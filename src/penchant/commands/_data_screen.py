@@ -42,6 +42,8 @@ def print_report(report: DataReport, name: str = "", console: Console | None = N
     console.print(facts)
     console.print()
     _print_problems(report, console)
+    if report.notes:
+        console.print()
     for note in report.notes:
         console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
 

@@ -37,7 +37,8 @@ def print_explanation(shown: Explanation, console: Console | None = None) -> Non
         console.print()
         console.print(_pairs(shown))
     console.print()
-    console.print(_legend(console))
+    is_marked = any(token.is_marked for one in shown.responses for token in one.tokens)
+    console.print(_legend(console, is_marked))
     _print_tokens("Prompt", shown.prompt, console)
     for one in shown.responses:
         _print_tokens(one.title, one.tokens, console)
@@ -55,13 +56,15 @@ def _pairs(shown: Explanation) -> Table:
     return table
 
 
-def _legend(console: Console) -> Text:
+def _legend(console: Console, is_marked: bool) -> Text:
+    """What the signs mean; that of marks where some token has one."""
     text = Text()
     for kind in _KINDS:
         _append(text, kind, kind, console)
         text.append("  ")
     sign = "[*]" if console.color_system is None else "underlined"
-    text.append(f"{sign}: differs from the other side", style="dim")
+    if is_marked:
+        text.append(f"{sign}: differs from the other side", style="dim")
     return text
 
 

@@ -142,6 +142,6 @@ def _write(path: Path, found: dict[str, Any]) -> None:
 def _convert(rows: Comparisons, output: str, format: str | None) -> None:
     from penchant import data
 
-    options = {} if format is None else {"format": format}
-    for line in data.write(rows, output, **options).lines():
+    written = data.write(rows, output, format=format or data.best_format(rows))
+    for line in written.lines():
         print(line)

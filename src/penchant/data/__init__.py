@@ -16,6 +16,7 @@ _PLACES = {
     "read_comparisons": "reading",
     "ComparisonStream": "reading",
     "write": "conversion",
+    "best_format": "conversion",
     "same_rows": "comparisons",
     "overlap": "content",
     "tree": "build",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.data import formats
+from penchant.data.files import kind
 from penchant.data.pairing import draw_pairs
 from penchant.data.rows import RowError, SetAside
 from penchant.data.writers import Writer, open_writer
@@ -73,6 +74,18 @@ def writable() -> list[str]:
     return [name for name, module in formats.known().items() if hasattr(module, "to_rows")]
 
 
+def best_format(comparisons: Iterable[Comparison]) -> str:
+    """The format that holds most of what the first comparison says; preference where none is."""
+    first = next(iter(comparisons), None)
+    if first is None or first.pairs:
+        return "preference"
+    if first.labels is not None:
+        return "kto"
+    if first.scores is not None and len(first.responses) > 1:
+        return "scored"
+    return "messages"
+
+
 def write(
     comparisons: Iterable[Comparison | SetAside],
     path: str | Path,
@@ -95,6 +108,7 @@ def write(
     if format not in writable():
         raise DataError(f"format is {format!r}; formats that are written: {', '.join(writable())}")
     target = Path(path)
+    kind(target)  # Refused by the name that was given, not by that of the partial file.
     module: Any = formats.known()[format]
     written = Written(str(target), format)
     made = _rows(comparisons, module, pairing, written)

@@ -163,7 +163,10 @@ def _tokens(
             continue
         # From the end of the last one: a tokenizer may leave spaces out of its offsets.
         shown, first = text[start : span[1]], max(start, span[0])
-        is_content = any(low <= min(first, span[1] - 1) < high for low, high in spoken)
+        # A template's space may begin the first token of what is said.
+        blank = len(text[first : span[1]]) - len(text[first : span[1]].lstrip(" "))
+        place = min(first + blank, span[1] - 1)
+        is_content = any(low <= place < high for low, high in spoken)
         tokens.append(SeenToken(token, shown, is_content))
         start = max(start, span[1])
     return tokens

@@ -81,6 +81,10 @@ def _source_items(source: Source) -> list[Item]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise MissingFileError(f"no recipe file {path}") from None
+    except IsADirectoryError:
+        inside = path / "recipe.yaml"
+        hint = f"; its recipe is {inside}" if inside.is_file() else ""
+        raise RecipeError(f"{path} cannot be read as a recipe: it is a folder{hint}") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read as a recipe: {error}") from None
     content = read_yaml(text, str(path))

@@ -102,7 +102,7 @@ class Loop:
             self._after(self.planned[self.progress.step - 1])
         rest = self.planned[self.progress.step :]
         with ProgressLine("train", len(self.planned), "step") as line:
-            line.advance(self.progress.step)
+            line.skip(self.progress.step)
             self._heed(line)
             for planned in rest:
                 row = self._update(planned)

@@ -24,6 +24,7 @@ class ProgressLine:
         self.name, self.total, self.unit = name, total, unit
         self.console = console or Console(stderr=True, quiet=not is_main_process())
         self._done = 0
+        self._before = 0
         self._tokens = 0
         self._text = ""
         self._start = time.monotonic()
@@ -57,6 +58,11 @@ class ProgressLine:
             if not self.console.quiet:
                 print(self._render().plain, file=sys.stderr, flush=True)
 
+    def skip(self, done: int) -> None:
+        """Work that was done before this phase began, by an interrupted run: it took no time."""
+        self._done = self._before = done
+        self._printed = done * PLAIN_LINES // max(self.total, 1)
+
     def _render(self) -> Text:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         parts = [f"{self.name}  {self.unit} {self._done}/{self.total}"]
@@ -64,8 +70,8 @@ class ProgressLine:
             parts.append(self._text)
         if self._tokens:
             parts.append(f"{_short(self._tokens / elapsed)} tokens/s")
-        if 0 < self._done < self.total:
-            left = elapsed / self._done * (self.total - self._done)
+        if self._before < self._done < self.total:
+            left = elapsed / (self._done - self._before) * (self.total - self._done)
             parts.append(f"{_clock(left)} left")
         else:
             parts.append(_clock(elapsed))
