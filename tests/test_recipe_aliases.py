@@ -242,3 +242,18 @@ def test_notes_go_to_stderr_of_the_first_process(capsys: Any, monkeypatch: Any) 
     assert capsys.readouterr() == ("", "")
     with pytest.raises(RecipeError):
         load("beta=[")
+
+
+def test_a_file_in_the_mixer_has_no_test_split(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("{}", encoding="utf-8")
+    recipe, _ = notes_of(f"dataset_mixer={{{file}: 0.5, a/b: 1.0}}")
+    assert [one.path for one in recipe.data.train] == [str(file), "a/b"]
+    assert [one.path for one in recipe.data.eval] == ["a/b"]
+
+
+def test_one_file_under_two_splits_is_still_one_file(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("{}", encoding="utf-8")
+    told = error_of(f"dataset_mixer={{{file}: 0.5}}", "dataset_splits=[train, test]")
+    assert f"data.eval is also in data.train ({file.resolve()})" in told

@@ -40,7 +40,9 @@ class DatasetConfig(BaseModel):
     def place(self) -> tuple[str, str | None, str | None]:
         """Equal for two sources that hold the same rows."""
         path = os.path.realpath(self.path) if os.path.exists(self.path) else self.path
-        return path, self.config, self.split
+        # A single file is read whole, whatever split is asked of it.
+        named = (None, None) if os.path.isfile(path) else (self.config, self.split)
+        return path, *named
 
 
 class SoftLabelConfig(BaseModel):

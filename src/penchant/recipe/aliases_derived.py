@@ -83,7 +83,10 @@ def test_set(value: Any, given: Given) -> Values:
 
 
 def mixer(_: Any, given: Given) -> Values:
-    """alignment-handbook: {id: fraction}, splits sorted into train and test by their names."""
+    """alignment-handbook: {id: fraction}, splits sorted into train and test by their names.
+
+    A file has no splits: it is for training, unless `dataset_splits` says otherwise.
+    """
     mixed = given.get("dataset_mixer")
     if not isinstance(mixed, Mapping) or not mixed:
         raise RecipeError(f"dataset_mixer: given {mixed!r}, allowed: {{hub id or path: fraction}}")
@@ -95,6 +98,8 @@ def mixer(_: Any, given: Given) -> Values:
     for split in splits:
         is_test = "test" in str(split)
         for (path, fraction), config in zip(mixed.items(), configs):
+            if is_test and "dataset_splits" not in given and os.path.isfile(str(path)):
+                continue
             source = {"path": path, "split": split}
             source |= {} if config is None else {"config": config}
             if number("dataset_mixer", fraction) < 1 and not is_test:
