@@ -162,6 +162,16 @@ def test_rows_are_converted_to_the_layout_that_holds_them(
     assert {one.format for one in loaded} == {format}
 
 
+@pytest.mark.parametrize(
+    "given", ["max_cut_fraction=0.1", "overlong=stop", "overlong=drop", "chat_template=chatml"]
+)
+def test_what_only_tokens_can_decide_asks_for_a_tokenizer(world: Path, given: str) -> None:
+    with pytest.raises(RecipeError, match=r"does nothing without tokens; give tokenizer="):
+        report(str(world / "pairs.jsonl"), f"data.{given}")
+    report(str(world / "pairs.jsonl"), f"data.{given}", f"tokenizer={world / 'model'}",
+           "data.max_length=1000")  # fmt: skip
+
+
 def test_an_output_of_no_kind_is_refused_by_its_own_name(world: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^[^ ]*out\.doc: ") as caught:
         report(str(world / "pairs.jsonl"), f"output={tmp_path / 'out.doc'}")

@@ -140,7 +140,10 @@ def _bias(report: DataReport) -> list[Fact]:
         f"length alone tells {bias.length_only_accuracy:.0%} of the labels; "
         f"correlation {bias.correlation:+.2f}"
     )
-    means = f"chosen {bias.mean_chosen:.0f}, rejected {bias.mean_rejected:.0f} on average: {by}"
+    cut = " after cuts" if report.responses_cut else ""
+    means = (
+        f"chosen {bias.mean_chosen:.0f}, rejected {bias.mean_rejected:.0f} on average{cut}: {by}"
+    )
     return [_fact("length bias", means), _fact("", sides), _fact("", rule)]
 
 

@@ -60,7 +60,21 @@ class DataRecipe(Recipe):
         if self.format is not None and self.output is None:
             raise ValueError(f"format is {self.format!r}, but there is no output to write; give "
                              "output=FILE (data.format names the format that is read)")  # fmt: skip
+        if self.tokenizer is None and self.model is None:
+            self._check_untokenised()
         return self
+
+    def _check_untokenised(self) -> None:
+        """A limit on tokens that nothing counts would pass every file."""
+        counts = {
+            "max_cut_fraction": self.data.max_cut_fraction is not None,
+            "overlong": self.data.overlong != "cut",
+            "chat_template": self.data.chat_template is not None,
+        }
+        for name, is_given in counts.items():
+            if is_given:
+                raise ValueError(f"data.{name} does nothing without tokens; "
+                                 "give tokenizer=PATH or model=DIR")  # fmt: skip
 
 
 class ExplainRecipe(Recipe):
