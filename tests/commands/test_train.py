@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import penchant
-from penchant.errors import NonFiniteLossError, RecipeError
+from penchant.errors import ModelError, NonFiniteLossError, RecipeError
 from tests.commands.world import read_metrics, recipe, write_rows, write_world
 
 
@@ -186,6 +186,22 @@ def test_a_named_reference_is_the_one_measured_against(world: Path) -> None:
     first = read_metrics(world / "second")[0]
     assert abs(first["loss"] - math.log(2)) > 1e-3
     assert first["rewards/margins"] < 0
+
+
+def test_a_reference_of_other_tokens_is_refused(world: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(world / "model")
+    tokenizer = AutoTokenizer.from_pretrained(world / "model")
+    tokenizer.add_tokens(["<more>"])
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(world / "grown")
+    tokenizer.save_pretrained(world / "grown")
+    with pytest.raises(ModelError, match="another tokenizer"):
+        train(world, reference=str(world / "grown"))
+
+
+def test_a_run_of_warm_up_alone_says_so(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(world, training__max_steps=1)
+    assert "all 1 updates are warm-up" in capsys.readouterr().out
 
 
 def test_bfloat16_keeps_float32_masters(world: Path) -> None:

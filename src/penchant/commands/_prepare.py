@@ -156,10 +156,13 @@ def check_reference(source: ModelSource, tokenizer: Any, longest: int) -> None:
     """Raises ModelError where there is no such model, or it cannot read the same tokens."""
     from penchant.models import load
 
-    config = load.load_config(
-        source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
-    )
+    hub: dict[str, Any] = {
+        "revision": source.revision,
+        "trust_remote_code": source.trust_remote_code,
+    }
+    config = load.load_config(source.path, **hub)
     load.check_fit(config, tokenizer, source.path)
+    load.check_same_tokenizer(tokenizer, source.path, **hub)
     load.check_length(config, longest, source.path)
 
 

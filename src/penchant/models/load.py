@@ -189,6 +189,23 @@ def _read_whole(path: str, **kwargs: Any) -> Any:
     return model
 
 
+def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str, **hub: Any) -> None:
+    """Raises ModelError where a reference reads other tokens than the policy.
+
+    A reference that brings no tokenizer is taken at its word.
+    """
+    try:
+        other = load_tokenizer(path, **hub)
+    except ModelError:
+        return
+    if other.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            f"the reference {path!r} has another tokenizer than the model (of {len(other)} and "
+            f"{len(tokenizer)} tokens), so its log-probabilities would be of other texts; "
+            "name a reference of the same family"
+        )
+
+
 def silence_dropout(model: Any) -> None:
     """Turns every dropout of the model off; adapters added later keep theirs.
 

@@ -62,6 +62,11 @@ def build_schedule(
     The ratio's steps are rounded up.
     """
     warmup = count_warmup_steps(num_steps, warmup_ratio, warmup_steps)
+    if warmup >= num_steps:
+        print(
+            f"note: all {num_steps} updates are warm-up, which starts at a learning rate of 0; "
+            "training.warmup_steps=0 turns it off"
+        )
     return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
 
 
