@@ -173,6 +173,9 @@ def test_the_preferred_domain_against_each_other_one(tmp_path):
     assert business[0].responses[0] == (say("A product."),)
     with pytest.raises(DataError, match="has no 'law'; say which of academy"):
         data.load(path, format="dsp:law")
+    odd = write_rows(tmp_path / "odd.jsonl", [{"query": "q", "responses": {"a\nb": "x", "c": "y"}}])
+    with pytest.raises(DataError, match=r"say which of a b, c with"):
+        data.load(odd)
     assert reason(tmp_path, "dsp", responses={"business": "A product."}) == ["missing_column"]
     assert reason(tmp_path, "dsp", responses={"academy": "A cell."}) == ["no_pair"]
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
+from penchant.data.rows import excerpt
 from penchant.errors import DataError
 from penchant.types import Comparison
 
@@ -144,9 +145,11 @@ def _choice(
         return module.DEFAULT_CHOICE
     if given in allowed:
         return given
-    first = allowed[0] if allowed else "..."
+    # They come from the rows, and may hold anything.
+    shown = [excerpt(choice) for choice in allowed]
+    first = shown[0] if shown else "..."
     asked = "needs a choice" if given is None else f"has no {given!r}"
     raise DataError(
-        f"{source}: the format {module.NAME} {asked}; say which of {', '.join(allowed) or 'none'} "
+        f"{source}: the format {module.NAME} {asked}; say which of {', '.join(shown) or 'none'} "
         f"with data.format={module.NAME}:{first}"
     )
