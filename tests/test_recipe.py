@@ -151,6 +151,10 @@ NEEDED = {
 }
 
 
+OF_TOKENS = ("data.overlong", "data.max_cut_fraction", "data.chat_template")
+"""Refused by `penchant data` where there is no tokenizer to count them."""
+
+
 def _other_value(path: str, allowed: str, default: str) -> str:
     if path in OTHER:
         return OTHER[path]
@@ -179,6 +183,8 @@ def test_every_key_can_be_set_and_comes_back_from_a_file(
     sections = ("model", "reference", "data.eval", "data.soft_labels")
     parents = [one for one in sections if path.startswith(f"{one}.")]
     needed = [f"{parent}=p.jsonl" for parent in parents if path != f"{parent}.path"]
+    if command == "data" and path in OF_TOKENS:
+        needed.append("tokenizer=t")
     given = _other_value(path, key.allowed, key.default)
     before = load(*needed, *NEEDED.get(path, ()), command=command)
     recipe = resolve(load(*needed, *NEEDED.get(path, ()), f"{path}={given}", command=command))

@@ -18,7 +18,7 @@ from penchant.data.rows import SetAside
 from penchant.errors import DataError
 from penchant.types import Comparison
 from tests.data.real_rows import real_rows
-from tests.data.samples import preference_row, write_rows
+from tests.data.samples import bpe_tokenizer, preference_row, write_rows
 
 ROWS = [preference_row(n) for n in range(20)]
 
@@ -179,3 +179,14 @@ def test_the_same_rows_from_a_saved_folder_a_file_and_a_stream(tmp_path):
     datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
     path = write_rows(tmp_path / "saved.jsonl", ROWS)
     assert list(data.load(tmp_path / "saved")) == list(data.load(path))
+
+
+def test_columns_that_no_format_looks_at_are_named(tmp_path):
+    rows = [preference_row(n) | {"split": "train", "judge": n} for n in range(3)]
+    loaded = data.load(write_rows(tmp_path / "rows.jsonl", rows))
+    assert loaded.unread == {"rows": ("split", "judge")}
+    report = data.report(loaded, bpe_tokenizer())
+    assert report.sources["rows"].columns_not_read == ["split", "judge"]
+    assert "rows: columns not read: split, judge" in report.notes
+    plain = data.load(write_rows(tmp_path / "plain.jsonl", [preference_row(n) for n in range(3)]))
+    assert not any("not read" in note for note in data.report(plain, bpe_tokenizer()).notes)

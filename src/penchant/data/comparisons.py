@@ -25,6 +25,8 @@ class Comparisons(Sequence[Comparison]):
     """Rows that `fraction` or `rows` did not draw; they count nowhere else."""
     formats: dict[str, str] = field(default_factory=dict)
     """Name of the format that each data set was read as."""
+    unread: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Columns of each data set that its format does not look at."""
 
     @property
     def rows_in(self) -> int:
@@ -76,7 +78,9 @@ def load(
             rows.append(row)
         else:
             set_aside.append(row)
-    return Comparisons(tuple(rows), tuple(set_aside), stream.left_out, stream.formats)
+    return Comparisons(
+        tuple(rows), tuple(set_aside), stream.left_out, stream.formats, stream.unread
+    )
 
 
 def content_key(text: Text) -> Any:

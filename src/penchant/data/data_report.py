@@ -40,6 +40,8 @@ class SourceReport:
     """Scored ones, over pairs."""
     rejected_tokens: int = 0
     responses: int = 0
+    columns_not_read: list[str] = field(default_factory=list)
+    """Of its first rows: what its format does not look at."""
 
 
 @dataclass

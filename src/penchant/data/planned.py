@@ -6,7 +6,7 @@ with what the rows say; rows that are in memory anyway are used as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from penchant.data import content
@@ -42,7 +42,10 @@ def read_rows(comparisons: Iterable[Comparison], report: DataReport, digest: boo
         kept = _read_stream(stream, report, hashed)
     else:
         kept = _take(comparisons, report, hashed)
-    named = {name: part.format for name, part in report.sources.items()}
+    named = {
+        name: " ".join((part.format, *part.columns_not_read))
+        for name, part in report.sources.items()
+    }
     result = None if hashed is None else hashed.result(named, report.left_out)
     return Rows(kept, stream, result)
 
@@ -55,6 +58,7 @@ def _take(
         report.left_out = comparisons.left_out
         report.sources = {name: SourceReport(kind) for name, kind in comparisons.formats.items()}
         lost = comparisons.set_aside
+        _note_unread(comparisons.unread, report)
     rows = comparisons if isinstance(comparisons, Sequence) else list(comparisons)
     for one in lost:
         report.add_set_aside(one)
@@ -80,7 +84,15 @@ def _read_stream(
         else:
             report.add_set_aside(one)
     report.left_out = stream.left_out
+    _note_unread(stream.unread, report)
     return rows
+
+
+def _note_unread(unread: Mapping[str, tuple[str, ...]], report: DataReport) -> None:
+    for name, columns in unread.items():
+        if columns:
+            report.sources[name].columns_not_read = list(columns)
+            report.notes.append(f"{name}: columns not read: {excerpt(', '.join(columns))}")
 
 
 def plan_pairs_of(

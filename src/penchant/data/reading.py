@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -30,6 +30,8 @@ class ComparisonStream:
     """Evaluation prompts whose rows are set aside."""
     formats: dict[str, str] = field(default_factory=dict, init=False)
     """Name of the format that each data set was read as, from its first row on."""
+    unread: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
+    """Columns of each data set that its format does not look at."""
     left_out: int = field(default=0, init=False)
     """Rows that `fraction` or `rows` did not draw; they count nowhere else."""
     rows_used: int = field(default=0, init=False)
@@ -42,7 +44,7 @@ class ComparisonStream:
         return self.rows_used + self.set_aside.total()
 
     def __iter__(self) -> Iterator[Comparison | SetAside]:
-        self.formats, self.set_aside = {}, Counter()
+        self.formats, self.unread, self.set_aside = {}, {}, Counter()
         self.left_out = self.rows_used = 0
         for source in self.sources:
             for row in self._read(source):
@@ -65,6 +67,7 @@ class ComparisonStream:
                 break
         reader = detect(values, source.name, source.format or self.format)
         self.formats[source.name] = reader.label
+        self.unread[source.name] = unread_columns(values, reader)
         for row in chain(first, rows):
             yield row if isinstance(row, SetAside) else self._comparison(row, reader)
 
@@ -79,6 +82,37 @@ class ComparisonStream:
             shown = excerpt(row.value)
             return SetAside(row.source, row.line, error.reason, error.detail, shown)
         return comparison
+
+
+class _Watched(dict[str, Any]):
+    """A row that remembers which of its columns were looked at."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        super().__init__(row)
+        self.seen: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.seen.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.seen.add(name)
+        return super().get(name, default)
+
+
+def unread_columns(values: Sequence[Any], reader: Reader) -> tuple[str, ...]:
+    """Columns of some rows that reading them never asks for, in their order."""
+    columns: dict[str, None] = {}
+    seen: set[str] = set()
+    for value in values:
+        row = _Watched(value)
+        try:
+            reader.read(row, "", "")
+        except (RowError, RecursionError):
+            continue  # left early: what it did not get to is not known to be unread
+        columns |= dict.fromkeys(row)
+        seen |= row.seen
+    return tuple(name for name in columns if name not in seen)
 
 
 def read_comparisons(
