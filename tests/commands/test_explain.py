@@ -121,8 +121,10 @@ def test_without_weights_the_tokens_are_shown_and_it_says_so(
 def test_rows_are_found_by_number_and_by_id(world: Path) -> None:
     held_out = {"data__eval": str(world / "eval.jsonl"), "tokens_only": True}
     assert explain(world, "eval:2", **held_out)["row_id"] == "eval:2"
+    assert explain(world, 2, **held_out)["row_id"] == "pairs:2"
+    both = [str(world / "pairs.jsonl"), str(world / "eval.jsonl")]
     with pytest.raises(DataError, match="in several data sets; name one: row=pairs:2, eval:2"):
-        explain(world, 2, **held_out)
+        explain(world, 2, data=both, tokens_only=True)
     with pytest.raises(DataError, match="no row 25; there are 24, pairs:1 to pairs:24"):
         explain(world, 25)
     with pytest.raises(DataError, match="row odd:2 is set aside: empty_response"):

@@ -73,7 +73,10 @@ def find_row(recipe: ExplainRecipe, objective: Any, tokenizer: Any) -> SingleRow
     if objective.token_weights is not None:
         settings["mark"] = marker(objective.token_weights, tokenizer)
     sides = [train] if evaluation is None else [train, evaluation]
-    found = [(side, row_id) for side in sides for row_id in _ids(side) if _is(recipe.row, row_id)]
+    found: list[tuple[Comparisons, str]] = []
+    for side in sides:
+        # A bare number means the training data; evaluation data where training has no such row.
+        found = found or [(side, one) for one in _ids(side) if _is(recipe.row, one)]
     if not found:
         ids = _ids(train)
         raise DataError(f"no row {recipe.row}; there are {len(ids):,}, {ids[0]} to {ids[-1]}")
