@@ -305,6 +305,19 @@ def test_sft_learns_and_its_loss_is_the_token_mean(world: Path) -> None:
     assert "rewards/margins" not in rows[0]
 
 
+def test_a_column_that_is_not_read_is_named(world: Path) -> None:
+    rows = [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()]
+    write_rows(world / "wide.jsonl", [{**row, "judge": "me"} for row in rows])
+    for name in ("first", "cached"):
+        train(world, data=str(world / "wide.jsonl"), output_dir=str(world / name))
+        report = json.loads((world / name / "data_report.json").read_text())
+        assert report["sources"]["wide"]["columns_not_read"] == ["judge"]
+        assert "wide: columns not read: judge" in report["notes"]
+    train(world)
+    report = json.loads((world / "run" / "data_report.json").read_text())
+    assert report["sources"]["pairs"]["columns_not_read"] == []
+
+
 def test_sft_on_pairs_learns_from_the_chosen(world: Path) -> None:
     penchant.run("sft", None, recipe(world))
     penchant.run(

@@ -42,11 +42,7 @@ def read_rows(comparisons: Iterable[Comparison], report: DataReport, digest: boo
         kept = _read_stream(stream, report, hashed)
     else:
         kept = _take(comparisons, report, hashed)
-    named = {
-        name: " ".join((part.format, *part.columns_not_read))
-        for name, part in report.sources.items()
-    }
-    result = None if hashed is None else hashed.result(named, report.left_out)
+    result = None if hashed is None else hashed.result(_read_as(report), report.left_out)
     return Rows(kept, stream, result)
 
 
@@ -86,6 +82,12 @@ def _read_stream(
     report.left_out = stream.left_out
     _note_unread(stream.unread, report)
     return rows
+
+
+def _read_as(report: DataReport) -> dict[str, str]:
+    """How each source was read, for the digest: what the cached report says of that, too."""
+    parts = report.sources.items()
+    return {name: " ".join((part.format, *part.columns_not_read)) for name, part in parts}
 
 
 def _note_unread(unread: Mapping[str, tuple[str, ...]], report: DataReport) -> None:
@@ -138,8 +140,8 @@ def with_texts(
         if one is not None and row.row_id == one.row.row_id and isinstance(row, Comparison):
             yield drop_unused(Planned(replace(row, scores=one.row.scores), one.plan), use)
             one = next(waiting, None)
-    named = {name: part.format for name, part in report.sources.items()}
-    same = hashed is None or hashed.result(named, rows.stream.left_out) == rows.digest
+    left_out = rows.stream.left_out
+    same = hashed is None or hashed.result(_read_as(report), left_out) == rows.digest
     if one is not None or not same:
         raise DataError("a data file changed while it was read; start again")
 
