@@ -70,7 +70,7 @@ def run(
     Args
         recipe: path of a YAML file, a mapping, or None.
         overrides: mapping with dotted keys, or a list of `key=value` texts; the last one wins.
-        dry_run: return the plan; compute and write nothing.
+        dry_run: return the plan; train and write nothing, but for the cache of tokens.
     Returns what the command's summary.json holds.
     Raises a PenchantError where it cannot be run.
     """

@@ -43,7 +43,7 @@ def plan_lines(plan: Mapping[str, Any], said: str) -> Iterator[str]:
         said: what the command printed while it planned.
     """
     yield "#"
-    yield "# The plan; nothing was run and nothing was written."
+    yield "# The plan; nothing was run and nothing was written (tokens may be kept in the cache)."
     for line in said.splitlines():
         yield f"# {line}"
     for key, value in plan.items():
