@@ -18,19 +18,26 @@ from penchant.types import TokenTree
 
 TOKEN_BUDGET = 16_384
 """Tokens per micro-batch of packed rows, where the job names none."""
+VARLEN = "bench_varlen"
+"""torch's own variable-length flash kernel as an attention of transformers."""
+_rows: dict[str, Any] = {}
+"""Where the rows of the batch begin, and the longest: `VARLEN` reads it."""
 
 
-def train(job: Job, watch: Watch, attention: str = "flash_attention_2") -> dict[str, Any]:
+def train(job: Job, watch: Watch, attention: str | None = None) -> dict[str, Any]:
     """What packing alone gives: every response a row with its prompt, rows laid end to end.
 
-    transformers' flash attention keeps the rows apart by their restarting positions, TRL's fused
-    head scores responses only, the reference is known; prompts are run once per response.
+    Flash attention keeps the rows apart (the flash-attn package through transformers, or the same
+    kernel as torch has it where the package is missing), TRL's fused head scores responses only,
+    the reference is known; prompts are run once per response.
     """
     from transformers.utils import is_flash_attn_2_available
     from trl.trainer.utils import add_fused_lm_head
 
-    if attention == "flash_attention_2" and not is_flash_attn_2_available():
-        raise LeftOutError("flash attention of transformers is not installed (or no CUDA device)")
+    if attention is None:
+        if job.device != "cuda":
+            raise LeftOutError("flash attention over packed rows needs a CUDA device")
+        attention = "flash_attention_2" if is_flash_attn_2_available() else register()
     policy, reference = models_of(job)
     for model in (policy, reference):
         model.set_attn_implementation(attention)
@@ -66,6 +73,32 @@ def train(job: Job, watch: Watch, attention: str = "flash_attention_2") -> dict[
     return watch.record() | {"attention": attention, "token_budget": budget}
 
 
+def register() -> str:
+    """Makes torch's kernel an attention of transformers; returns its name."""
+    from inspect import signature
+
+    from torch.nn.attention.varlen import varlen_attn
+    from transformers import AttentionInterface
+
+    known = signature(varlen_attn).parameters
+    causal: dict[str, Any] = {"is_causal": True}  # until torch 2.10
+    if "window_size" in known:
+        causal = {"window_size": (-1, 0)}
+    if "enable_gqa" in known:
+        causal["enable_gqa"] = True
+
+    def attend(
+        module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any
+    ) -> tuple[Any, None]:
+        flat = (part[0].transpose(0, 1).to(torch.bfloat16) for part in (query, key, value))
+        starts, longest = _rows["starts"], _rows["longest"]
+        out = varlen_attn(*flat, starts, starts, longest, longest, **causal)
+        return out.unsqueeze(0), None
+
+    AttentionInterface.register(VARLEN, attend)
+    return VARLEN
+
+
 def _batches(trees: Sequence[TokenTree], budget: int) -> list[list[TokenTree]]:
     """Whole trees in groups of at most so many tokens, each prompt counted per response."""
     groups: list[list[TokenTree]] = []
@@ -93,6 +126,9 @@ def _row_logps(job: Job, model: Any, trees: Sequence[TokenTree]) -> torch.Tensor
         positions += range(length)
         labels += [-100] * len(prompt) + list(response)
         owners += [number] * length
+    lengths = [len(prompt) + len(response) for prompt, response in rows]
+    starts = torch.tensor([0, *lengths], device=job.device).cumsum(0, dtype=torch.int32)
+    _rows.update(starts=starts, longest=max(lengths))
     tensors = [torch.tensor([values], device=job.device) for values in (ids, positions, labels)]
     is_bf16 = job.case.dtype == "bfloat16"
     with torch.autocast(job.device, torch.bfloat16) if is_bf16 else nullcontext():

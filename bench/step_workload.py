@@ -172,11 +172,12 @@ def move(model: Any) -> None:
     Otherwise the first loss would be log 2 whatever a side computes. Adapters, which start at
     zero, are drawn whole, so that both sides have the same ones.
     """
-    generator = torch.Generator().manual_seed(SEED)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(SEED)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        noise = torch.randn(parameter.shape, generator=generator, device=device).to(parameter)
         if "lora_" in name:
             parameter.copy_(0.02 * noise)
         else:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from penchant import engine
-from penchant.engine import logprob_head
+from penchant.engine import tile_sizes
 from penchant.types import TokenLogps, TokenTree
 from tests.engine.test_packed import IN_FLOAT64, assert_close, coupled_loss, loss_of_trees, naive
 from tests.engine.test_packed_training import vivid_adapter
@@ -143,8 +143,8 @@ def test_what_is_held_at_a_time_does_not_grow_with_the_tokens(
 ) -> None:
     """Nor do many small pieces add up to what must not be there: the allocator is watched."""
     # The sizes of a tile and of what may be kept are constants; small ones show it sooner.
-    monkeypatch.setattr(logprob_head, "_TILE_BYTES", 200 * ROW)
-    monkeypatch.setattr(logprob_head, "MOST_ROWS", 100)
+    monkeypatch.setattr(tile_sizes, "_TILE_BYTES", 200 * ROW)
+    monkeypatch.setattr(tile_sizes, "MOST_ROWS", 100)
     prepared = engine.prepare(wide_model(), "packed")
     way(prepared, many_trees(2))
     prepared.model.zero_grad(set_to_none=True)
@@ -197,7 +197,7 @@ def test_logits_kept_or_computed_twice_give_the_same_gradients(
     one, two = (vivid_model(name, torch.float64) for _ in range(2))
     loss_of_trees(trees, naive(one, trees)).backward()
     wanted = gradients(one)
-    monkeypatch.setattr(logprob_head, "_TILE_BYTES", 2**40 if keeps else 4096)
+    monkeypatch.setattr(tile_sizes, "_TILE_BYTES", 2**40 if keeps else 4096)
     prepared = engine.prepare(two, "packed")
     prepared.backward_by_tree(trees, loss_of_trees)
     assert_same_gradients(gradients(two), wanted, 1e-10)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
-from penchant.engine.logprob_head import Head, rows_per_tile
+from penchant.engine.logprob_head import Head
 from penchant.engine.tile_maths import Shape
+from penchant.engine.tile_sizes import rows_per_tile
 from penchant.engine.workspace import Workspace, may_add
 from penchant.errors import ModelError
 from penchant.types import TokenLogps, TokenTree

@@ -79,7 +79,7 @@ def installed_in_backward(model: Any, hidden: Tensor) -> None:
         hidden.register_hook(begin)
 
 
-def _attention(
+def attention(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -114,4 +114,4 @@ def _attention(
     return tree_attention(query, key, value, spans, scoring).transpose(1, 2).contiguous(), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+ALL_ATTENTION_FUNCTIONS.register(NAME, attention)

@@ -13,7 +13,6 @@ hidden states, gradient of the weight). Otherwise logits are computed a second t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penchant.engine.tile_maths import Shape, chunks, log_sum_exp, shape_, softmax_, to_slope_
+from penchant.engine import tile_sizes
+from penchant.engine.tile_maths import (
+    Shape,
+    exponentiate_,
+    log_sum_exp,
+    shape_,
+    softmax_,
+    to_slope_,
+)
 from penchant.engine.workspace import Workspace, add_to
-
-MOST_ROWS = 1024
-"""Of a tile: more gain nothing in speed."""
-_TILE_BYTES = 512 * 2**20
 
 Group = tuple[int, int, Callable[[Tensor], tuple[Tensor, Tensor]]]
 """First and one past the last token, and what gives loss and coefficients [T] of their values."""
@@ -62,18 +65,6 @@ def loss(
     """
     plan = _Plan(head, _compute_dtype(head.weight_VH), tuple(groups), tile_bytes)
     return _Loss.apply(hidden_TH, head.weight_VH, targets_T, plan)
-
-
-def tile_bytes(device: torch.device) -> int:
-    """Memory that the kept logits of a group may take."""
-    if device.type != "cuda":
-        return _TILE_BYTES
-    return max(_TILE_BYTES, min(8 * _TILE_BYTES, torch.cuda.mem_get_info(device)[0] // 16))
-
-
-def rows_per_tile(num_tokens: int) -> int:
-    """Rows of a tile: at most half of the tokens, so that no tile holds them all."""
-    return min(MOST_ROWS, max(1, math.ceil(num_tokens / 2)))
 
 
 @dataclass(frozen=True)
@@ -141,12 +132,20 @@ class _Tiles:
         self.hidden = hidden.detach().to(dtype)
         self.weight = workspace.cast(weight, dtype)
         self.shape, self._workspace = head.shape, workspace
+        self.rows_per_tile = tile_sizes.rows_per_tile(
+            len(hidden), tile_sizes.most_rows(self.weight)
+        )
         self._dtypes = (hidden.dtype, weight.dtype)
         self._needs_weight = needed[1]
         self._grad_hidden = torch.empty_like(self.hidden) if needed[0] else None
         self._grad_weight: Tensor | None = None
         self.into: Tensor | None = None
         """The weight to whose `.grad` its gradient is added."""
+
+    def ranges(self, first: int, last: int) -> Iterator[slice]:
+        """The tiles of a part of the tokens."""
+        for start in range(first, last, self.rows_per_tile):
+            yield slice(start, min(last, start + self.rows_per_tile))
 
     def logits(self, rows: slice, held: Tensor | None = None) -> Tensor:
         """The product for some rows, in memory that the next call without `held` takes again."""
@@ -176,6 +175,8 @@ class _Tiles:
             total = torch.zeros(self.weight.shape, dtype=wide, device=self.weight.device)
         if slope_CV.dtype == total.dtype:
             total.addmm_(slope_CV.T, scaled_CH)
+        elif _adds_wide(slope_CV, total):
+            torch.addmm(total, slope_CV.T, scaled_CH, out_dtype=total.dtype, out=total)
         else:
             product = self._workspace.matrix("product", total.shape[0], total.shape[1], self.weight)
             add_to(total, torch.mm(slope_CV.T, scaled_CH, out=product))
@@ -202,7 +203,7 @@ def _group(tiles: _Tiles, targets: Tensor, group: Group, tile_bytes: int) -> Ten
         loss, coefficient = judge(values)
         _recompute(tiles, targets, (first, last), (lse, coefficient))
         return loss
-    ranges = list(_ranges(first, last, len(targets)))
+    ranges = list(tiles.ranges(first, last))
     held, values_parts, slopes = [], [], []
     for place, rows in enumerate(ranges):
         held.append(tiles.logits(rows, tiles.memory(rows.stop - rows.start, place)))
@@ -218,12 +219,13 @@ def _group(tiles: _Tiles, targets: Tensor, group: Group, tile_bytes: int) -> Ten
 def _values(tiles: _Tiles, targets: Tensor, part: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Log-probabilities and log-sum-exps of a part of the tokens, tile by tile."""
     values, lses = [_empty(tiles.hidden)], [_empty(tiles.hidden)]
-    for rows in _ranges(*part, len(targets)):
+    for rows in tiles.ranges(*part):
         logits = tiles.logits(rows)
         shape_(logits, tiles.shape)
         value, lse = log_sum_exp(logits, targets[rows])
         values.append(value)
         lses.append(lse)
+        del logits
     return torch.cat(values), torch.cat(lses)
 
 
@@ -231,15 +233,20 @@ def _recompute(
     tiles: _Tiles, targets: Tensor, part: tuple[int, int], known: tuple[Tensor, Tensor]
 ) -> None:
     """Adds the gradients of a part of the tokens, from log-sum-exps and coefficients of it."""
-    for rows in _ranges(*part, len(targets)):
+    for rows in tiles.ranges(*part):
         lse, coefficient = (_own(tensor, rows, part[0]) for tensor in known)
         logits = tiles.logits(rows)
         slope = shape_(logits, tiles.shape)
-        for chunk in chunks(logits):
-            wide = logits[chunk].to(lse.dtype)
-            logits[chunk] = wide.sub_(lse[chunk, None]).exp_()
+        exponentiate_(logits, lse)
         to_slope_(logits, targets[rows], slope)
         tiles.add(rows, logits, -tiles.shape.scale * coefficient)
+        del logits, slope  # before the next tile's take their place
+
+
+def _adds_wide(part: Tensor, total: Tensor) -> bool:
+    """Whether a product in half precision can be added to a float32 total as it is computed."""
+    known = "dtype_out" in torch.ops.aten.addmm.overloads()
+    return known and part.device.type == "cuda" and total.dtype == torch.float32
 
 
 def _full_precision(like: Tensor) -> torch.autocast:
@@ -253,12 +260,6 @@ def _own(tensor: Tensor, rows: slice, first: int) -> Tensor:
 
 def _empty(like: Tensor) -> Tensor:
     return like.new_zeros(0, dtype=torch.promote_types(like.dtype, torch.float32))
-
-
-def _ranges(first: int, last: int, num_tokens: int) -> Iterator[slice]:
-    rows = rows_per_tile(num_tokens)
-    for start in range(first, last, rows):
-        yield slice(start, min(last, start + rows))
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from penchant.engine import embedding, interface, logprob_head
+from penchant.engine import embedding, interface, logprob_head, tile_sizes
 from penchant.engine.heads import (
     BackwardPass,
     Statistics,
@@ -32,8 +32,6 @@ from penchant.engine.workspace import Workspace
 from penchant.types import TokenLogps, TokenTree
 
 TreeLoss = Callable[[Sequence[TokenTree], TokenLogps], Tensor]
-_FULL = 512
-"""Scored tokens that are enough for one group: more gain nothing in speed."""
 _NOTHING = Statistics()
 
 
@@ -138,9 +136,10 @@ def _loss(
         return wanted.loss(trees, TokenLogps(found[0], batch.lengths_R, **known))
     known = statistics.named(_constants(model, hidden, batch, statistics))
     head = ordinary_head(model, workspace)
-    tile_bytes = logprob_head.tile_bytes(hidden_TH.device)
+    tile_bytes = tile_sizes.tile_bytes(hidden_TH.device)
     most_tokens = tile_bytes // (len(head.weight_VH) * hidden_TH.element_size())
-    parts = _parts(trees, wanted.by_tree, most_tokens)
+    enough = min(most_tokens, tile_sizes.full_group(hidden_TH.device))
+    parts = _parts(trees, wanted.by_tree, enough, most_tokens)
     groups = _groups(trees, parts, wanted.loss, known)
     return logprob_head.loss(hidden_TH, head, batch.targets_T, groups, tile_bytes)
 
@@ -181,7 +180,9 @@ def hidden_states(
     return output.last_hidden_state[0], output.router_logits if routed else None
 
 
-def _parts(trees: Sequence[TokenTree], by_tree: bool, most_tokens: int) -> list[tuple[int, int]]:
+def _parts(
+    trees: Sequence[TokenTree], by_tree: bool, enough: int, most_tokens: int
+) -> list[tuple[int, int]]:
     """Ranges of trees whose loss is asked for at a time: enough tokens each, not too many."""
     if not by_tree:
         return [(0, len(trees))]
@@ -189,7 +190,7 @@ def _parts(trees: Sequence[TokenTree], by_tree: bool, most_tokens: int) -> list[
     first = tokens = 0
     for place, tree in enumerate(trees):
         own = sum(map(sum, tree.response_masks))
-        if place > first and (tokens >= _FULL or tokens + own > most_tokens):
+        if place > first and (tokens >= enough or tokens + own > most_tokens):
             parts.append((first, place))
             first, tokens = place, 0
         tokens += own

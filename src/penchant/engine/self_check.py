@@ -102,7 +102,7 @@ def _takes(module: Any, name: str) -> bool:
 
 def _disagreement(model: Any, of_scores: bool) -> str | None:
     """Compares the layouts, and looks for a leak from one branch to another."""
-    trees = _trees(model)
+    trees = small_trees(model)
     run_as_trained, run_plain = _runs(model, of_scores)
 
     def run_packed(trees: Sequence[TokenTree]) -> Tensor:
@@ -132,7 +132,7 @@ def _disagreement(model: Any, of_scores: bool) -> str | None:
     return None
 
 
-def _trees(model: Any) -> list[TokenTree]:
+def small_trees(model: Any) -> list[TokenTree]:
     """Random tokens, and paths longer than a shortened window."""
     source = torch.Generator().manual_seed(0)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from penchant.engine import tile_kernels
+
 _CHUNK = 2**20
 """Logits that are normalised at a time."""
 
@@ -37,6 +39,10 @@ def shape_(logits: Tensor, shape: Shape) -> Tensor | None:
 
 def softmax_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of the targets and log-sum-exp; the logits become probabilities."""
+    if tile_kernels.is_available(logits):
+        values, lse = tile_kernels.log_sum_exp(logits, targets)
+        tile_kernels.exponentiate_(logits, lse)
+        return values, lse
     wide = torch.promote_types(logits.dtype, torch.float32)
     chosen = logits.gather(1, targets[:, None])[:, 0].to(wide)
     lse = chosen.new_empty(len(targets))
@@ -53,10 +59,22 @@ def softmax_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 def log_sum_exp(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The same without probabilities: the logits stay."""
+    if tile_kernels.is_available(logits):
+        return tile_kernels.log_sum_exp(logits, targets)
     wide = torch.promote_types(logits.dtype, torch.float32)
     chosen = logits.gather(1, targets[:, None])[:, 0].to(wide)
     lse = torch.cat([torch.logsumexp(logits[chunk].to(wide), 1) for chunk in chunks(logits)])
     return chosen - lse, lse
+
+
+def exponentiate_(logits: Tensor, lse: Tensor) -> None:
+    """Logits become probabilities, in place, by the log-sum-exps of their rows."""
+    if tile_kernels.is_available(logits):
+        tile_kernels.exponentiate_(logits, lse)
+        return
+    for chunk in chunks(logits):
+        wide = logits[chunk].to(lse.dtype)
+        logits[chunk] = wide.sub_(lse[chunk, None]).exp_()
 
 
 def to_slope_(probabilities: Tensor, targets: Tensor, slope: Tensor | None) -> None:

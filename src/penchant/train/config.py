@@ -114,6 +114,9 @@ class TrainingConfig(BaseModel):
     """Gradients are scaled down to this norm; 0 turns clipping off."""
     optimizer: Literal["adamw", "rmsprop", "adafactor", "adamw_8bit"] = "adamw"
     """The optimiser that runs; adamw_8bit needs bitsandbytes."""
+    compile: bool | Literal["auto"] = "auto"
+    """Whether decoder layers are compiled (torch.compile), for which the first step takes up to a
+    minute longer; auto: on CUDA, in runs of 200 updates and more."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Decides the order of the data, dropout and new weights."""
     eval_steps: int | None = Field(None, ge=1)

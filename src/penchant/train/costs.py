@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from penchant.data.pack import floor_length
+from penchant.engine.compiled import decoder_layers
 from penchant.models.config import ModelConfig
 from penchant.train.config import TrainingConfig
 from penchant.train.policy import random_policy
@@ -224,12 +225,6 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, edge: int = 1024) -> f
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * edge**3 / best
-
-
-def decoder_layers(model: nn.Module, number: int) -> list[nn.Module]:
-    """The list of so many layers in a model; empty where there is none."""
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return next((list(found) for found in lists if len(found) == number), [])
 
 
 def _met(layer: nn.Module, config: Any) -> int:

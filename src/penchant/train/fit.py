@@ -40,7 +40,7 @@ from penchant.train.learner import Learner, Snapshot
 from penchant.train.loop import Loop, PlannedStep, plan_run
 from penchant.train.metrics import MetricsFile
 from penchant.train.optim import build_optimizer, build_schedule, check_optimizer
-from penchant.train.policy import Placement, build_model, hub_keywords
+from penchant.train.policy import Placement, about, build_model, compile_layers, hub_keywords
 from penchant.train.reward_step import RewardStep
 from penchant.train.reward_tasks import Tasks
 from penchant.train.step import Step
@@ -100,7 +100,7 @@ def _fit(job: Job, stop: interrupt.Interrupt) -> dict[str, Any]:
     torch.manual_seed(job.training.seed)
     read_from = reference.origin(job)
     place = Placement(accelerator.device, dtype, processes)
-    prepared = place.prepare(_build(job, dtype, processes))
+    prepared = _prepare(job, place)
     needed = "reference" in job.objective.needs
     named, store = reference.load(job, read_from, place)
     prepared, kl_to = token_kl.beside(job, prepared, named, place)
@@ -131,10 +131,14 @@ def _fit(job: Job, stop: interrupt.Interrupt) -> dict[str, Any]:
     return summary
 
 
-def _build(job: Job, dtype: torch.dtype, processes: Processes) -> Any:
+def _prepare(job: Job, place: Placement) -> engines.Engine:
     if job.tasks is not None:
-        return reward_model.build(job, dtype, sharded=processes.sharded)
-    return build_model(job.model, dtype, base_dropout=job.training.base_dropout)
+        model = reward_model.build(job, place.dtype, sharded=place.processes.sharded)
+    else:
+        model = build_model(job.model, place.dtype, base_dropout=job.training.base_dropout)
+    prepared = place.prepare(model)
+    compile_layers(prepared, job.training.compile, len(job.planned()))
+    return prepared
 
 
 def _start_folder(job: Job, dtype: torch.dtype, processes: Processes) -> Path | None:
@@ -254,7 +258,7 @@ def _finish(
         "rows_set_aside": job.data_report["rows_in"] - job.data_report["rows_used"],
         "reference_rows_computed": store.rows_computed if store else 0,
         "reference_rows_reused": store.rows_reused if store else 0,
-        "engine": {"layout": loop.step.engine.layout, "reason": loop.step.engine.reason},
+        "engine": about(loop.step.engine),
         "best_step": loop.progress.best_step,
         "seconds": round(seconds["all"], 2),
         "resources": {

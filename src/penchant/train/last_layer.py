@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from penchant.engine.compiled import decoder_layers
 from penchant.engine.heads import causal_of
 from penchant.errors import ModelError
-from penchant.train.costs import decoder_layers
 
 _HEAD = re.compile(r"(^|\.)score\.")
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from penchant import engine as engines
-from penchant.engine import sharding
+from penchant.engine import compiled, sharding
 from penchant.engine.processes import Processes
-from penchant.errors import RecipeError
+from penchant.errors import ModelError, RecipeError
 from penchant.models import load
 from penchant.models.adapters import add_lora
 from penchant.models.config import ModelConfig, ModelSource
+
+COMPILED_FROM = 200
+"""Updates from which compiling is worth its time: twenty seconds to a minute on an H200."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,32 @@ def adapt(model: Any, config: ModelConfig) -> Any:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def compile_layers(engine: engines.Engine, asked: bool | Literal["auto"], num_updates: int) -> None:
+    """Compiles decoder layers as `training.compile` says; where auto fails it says so and goes on.
+
+    Raises ModelError where they are asked for and cannot be compiled.
+    """
+    if asked == "auto":
+        device = next(engine.model.parameters()).device
+        if device.type != "cuda" or num_updates < COMPILED_FROM or compiled.why_not(engine):
+            return
+        try:
+            compiled.compile_layers(engine)
+        except ModelError as error:
+            print(f"note: {error}; they run as they are")
+    elif asked:
+        compiled.compile_layers(engine)
+
+
+def about(engine: engines.Engine) -> dict[str, Any]:
+    """What a run's summary says of its engine."""
+    return {
+        "layout": engine.layout,
+        "reason": engine.reason,
+        "compiled": compiled.is_compiled(engine.model),
+    }
 
 
 def named_reference(source: ModelSource | None, place: Placement) -> engines.Engine | None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from penchant.engine import Engine
+from penchant.engine.compiled import is_compiled
 from penchant.engine.heads import causal_of, has_ordinary_head
 from penchant.engine.reference import digests
 from penchant.engine.sharding import is_sharded
@@ -146,6 +147,7 @@ def settings_of(engine: Engine, dtype: torch.dtype, *, adapter_off: bool = False
             "attention": getattr(inner.config, "_attn_implementation", None),
             "ordinary_head": has_ordinary_head(model),
             "device": device_kind(next(model.parameters()).device),
+            **({"compiled": True} if is_compiled(model) else {}),
         },
         "code": _code_of(type(inner)),
         **_software(),
