@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import shutil
 import sys
 from dataclasses import replace
@@ -25,7 +24,7 @@ from penchant.models.save import save_model
 from penchant.pages.explain import Explanation, ResponseView, TokenView, explain_page, visible
 from tests.commands.world import pair, recipe, write_rows, write_world
 from tests.data.samples import ask, bpe_tokenizer, preference_row, say, spaced_tokenizer
-from tests.pages.test_demo import EVIL, _Outline, browser  # noqa: F401
+from tests.pages.browsing import EVIL, Outline, assert_fits, without_policy
 from tests.tiny import naive_logps, tiny_model, tiny_tokenizer
 
 ODD = "tab\there, nul\x00, \u202ertl\u202c مرحبا 🙂\n\nend"
@@ -233,7 +232,7 @@ VIEW = Explanation(
 
 def test_the_page_shows_every_token_with_its_numbers() -> None:
     page = explain_page(VIEW)
-    text = " ".join(_Outline(page).texts)
+    text = " ".join(Outline(page).texts)
     assert "\u22121.50|\u22122.25" in text and "0 \u00d71.75" in text
     assert "2 tokens, 1 of them cut" in text and "tokens only: <no> model" in text
     assert page.count('class="t cut-off"') == 1
@@ -242,32 +241,21 @@ def test_the_page_shows_every_token_with_its_numbers() -> None:
     assert page.count("<bdi>") >= 5
 
 
-def test_the_page_is_safe_in_a_real_browser(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_the_page_is_safe_in_a_real_browser(browser: Any, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    page.write_text(re.sub('<meta http-equiv="Content-Security[^>]*>', "", explain_page(VIEW)))
+    page.write_text(without_policy(explain_page(VIEW)))
     tree = browser(page, "--dump-dom")
     assert "owned</title>" not in tree and "<script" not in tree and "<img" not in tree
 
 
 @pytest.mark.parametrize("width", [320, 1280])
 def test_the_page_fits_the_window(
-    browser: Any,  # noqa: F811
+    browser: Any,
     tmp_path: Path,
     width: int,
 ) -> None:
-    page, outer = tmp_path / "page.html", tmp_path / "outer.html"
-    measuring = (
-        "<script>addEventListener('load', () => { const e = document.documentElement;"
-        "parent.postMessage(e.scrollWidth > e.clientWidth ? 'too wide' : 'fits', '*') })</script>"
-    )
     long = replace(VIEW, prompt=[TokenView(id=1, text="unbroken" * 90)])
-    free = re.sub('<meta http-equiv="Content-Security[^>]*>', "", explain_page(long))
-    page.write_text(free.replace("</body>", f"{measuring}</body>"))
-    outer.write_text(
-        "<!doctype html><title>?</title><script>onmessage = e => document.title = e.data</script>"
-        f"<iframe src='{page.as_uri()}' width='{width}' height='800' style='border:0'></iframe>"
-    )
-    assert "<title>fits</title>" in browser(outer, "--dump-dom", "--virtual-time-budget=5000")
+    assert_fits(browser, explain_page(long), tmp_path, width)
 
 
 def test_signs_for_what_has_no_shape() -> None:

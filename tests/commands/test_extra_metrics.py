@@ -16,7 +16,7 @@ from penchant import cli
 from penchant.commands import _recompute, verify
 from penchant.errors import ModelError
 from penchant.models.save import save_model
-from tests.commands.world import read_metrics, recipe, write_world
+from tests.commands.world import linked, read_metrics, recipe, write_world
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.train.dropped_in import dropped_in
 
@@ -36,9 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(made: Path, tmp_path: Path) -> Path:
-    for entry in made.iterdir():
-        (tmp_path / entry.name).symlink_to(entry)
-    return tmp_path
+    return linked(made, tmp_path)
 
 
 def train(world: Path, **changes: Any) -> dict[str, Any]:

@@ -7,9 +7,8 @@ import os
 import random
 import resource
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -128,29 +127,6 @@ def test_a_signal_ends_it_in_one_line(
     said = capfd.readouterr().out
     assert "prompts are answered; run the same command to go on" in said
     finish(world)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A file system of so many bytes; the same folder again with another size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = False
-
-    def mount(size: int) -> Path:
-        nonlocal mounted
-        options = f"{'remount,' if mounted else ''}size={size}"
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip("file systems cannot be mounted here")
-        mounted = True
-        return folder
-
-    yield mount
-    if mounted:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("pages", [3, 8])

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import penchant
 from penchant.errors import ModelError, NonFiniteLossError, RecipeError
-from tests.commands.world import read_metrics, recipe, write_rows, write_world
+from tests.commands.world import linked, read_metrics, recipe, write_rows, write_world
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(made: Path, tmp_path: Path) -> Path:
-    for entry in made.iterdir():
-        (tmp_path / entry.name).symlink_to(entry)
-    return tmp_path
+    return linked(made, tmp_path)
 
 
 def train(world: Path, **changes: Any) -> dict[str, Any]:

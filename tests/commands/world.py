@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ def write_world(folder: Path, num_rows: int = 24) -> Path:
     write_rows(folder / "pairs.jsonl", [pair(n) for n in range(num_rows)])
     write_rows(folder / "eval.jsonl", [pair(n) for n in range(100, 106)])
     write_rows(folder / "chats.jsonl", [chat(n) for n in range(num_rows)])
+    return folder
+
+
+def linked(made: Path, folder: Path, *, without: Collection[str] = ()) -> Path:
+    """Another world with the same content, so that what is written there stays there."""
+    for entry in made.iterdir():
+        if entry.name not in without:
+            (folder / entry.name).symlink_to(entry)
     return folder
 
 
@@ -43,6 +52,12 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_bits(one: Path, two: Path) -> bool:
+    """Whether two runs have the same weights and metrics."""
+    files = ("model.safetensors", "metrics.jsonl")
+    return all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
 
 
 def recipe(folder: Path, **changes: Any) -> dict[str, Any]:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
 from penchant import engine, objectives
 from penchant.engine import sharding
@@ -22,9 +17,8 @@ from penchant.train.step import Step
 from tests.engine.test_packed_training import vivid_adapter
 from tests.tiny import assert_same_gradients, random_trees, vivid_model
 from tests.train.test_step import Coupled
+from tests.two_processes import results_of, take_part, whole_gradients
 
-PATIENCE = 300
-"""Seconds; a launch that takes longer hangs."""
 CPU = torch.device("cpu")
 KINDS = ["full", "tied", "adapter", "head-adapter", "window", "checkpointing", "coupled"]
 BUDGETS = {"one-batch": 10**6, "many": 45}
@@ -60,10 +54,7 @@ def run_step(
     step = Step(prepared, objective, store, budget, processes)
     before = step.evaluate(trees).means()
     means = step.train(trees).means()
-    found: dict[str, Any] = {}
-    for name, parameter in model.named_parameters():
-        grad = parameter.grad
-        found[name] = grad.full_tensor() if isinstance(grad, DTensor) else grad
+    found = whole_gradients(model)
     after = step.evaluate(trees).means()
     return {
         "before": before,
@@ -81,9 +72,8 @@ def cases() -> Iterator[tuple[str, str, bool]]:
                 yield kind, budget, sharded
 
 
-def work(folder: Path) -> None:
+def work(folder: Path) -> dict[Any, Any]:
     """What each of the two processes does."""
-    dist.init_process_group("gloo")
     results = {
         (kind, budget, sharded): run_step(
             kind, BUDGETS[budget], Processes.current(sharded=sharded), "packed"
@@ -93,28 +83,14 @@ def work(folder: Path) -> None:
     sharded = Processes.current(sharded=True)
     results["bfloat16"] = run_step("full", 10**6, sharded, "auto", torch.bfloat16)
     results["plain"] = run_step("full", 45, sharded, "plain")
-    torch.save(results, folder / f"{dist.get_rank()}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What the two processes came to, by rank."""
     folder = tmp_path_factory.mktemp("processes")
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-         "-m", "tests.engine.test_packed_processes", str(folder)],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return results_of("tests.engine.test_packed_processes", folder)
 
 
 @pytest.mark.parametrize(("kind", "budget", "sharded"), list(cases()))
@@ -147,4 +123,4 @@ def test_the_plain_layout_still_runs_split(found: list[dict[Any, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    take_part(work)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
 from penchant import engine
 from penchant.engine import sharding
@@ -21,9 +17,8 @@ from penchant.models.reward_head import load_reward_model
 from penchant.models.save import save_model
 from tests.engine.test_rewards import loss_of, pooled_model
 from tests.tiny import assert_same_gradients, random_trees, tiny_tokenizer, vivid_model
+from tests.two_processes import results_of, take_part, whole_gradients
 
-PATIENCE = 300
-"""Seconds; a launch that takes longer hangs."""
 CPU = torch.device("cpu")
 KINDS = ["last", "average", "max", "checkpointing", "adapter", "with-logps"]
 LAYOUTS = ["plain", "packed"]
@@ -56,10 +51,7 @@ def run(kind: str, layout: Any, own: slice, sharded: bool = False) -> dict[str, 
         scores_R = prepared.scores(TREES[own])
     found = prepared.rewards(TREES[own], with_logps=kind == "with-logps")
     loss_of(found.scores_R, found.logps and found.logps.values_T).backward()
-    grads = {
-        name: p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
-        for name, p in model.named_parameters()
-    }
+    grads = whole_gradients(model)
     return {"scores": scores_R, "gradients": grads, "layout": prepared.layout}
 
 
@@ -77,9 +69,8 @@ def own_part(rank: int) -> slice:
     return slice(3 * rank, 3 * rank + 3)
 
 
-def work(folder: Path) -> None:
+def work(folder: Path) -> dict[Any, Any]:
     """What each of the two processes does."""
-    dist.init_process_group("gloo")
     rank = dist.get_rank()
     results = {
         (kind, layout): run(kind, layout, own_part(rank), sharded=True)
@@ -87,9 +78,7 @@ def work(folder: Path) -> None:
         for layout in LAYOUTS
     }
     results["weights"] = whole_weights(folder / "lm")
-    torch.save(results, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -97,18 +86,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What the two processes came to, by rank."""
     folder = tmp_path_factory.mktemp("processes")
     save_model(vivid_model("llama"), tiny_tokenizer(), folder / "lm")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-         "-m", "tests.engine.test_rewards_processes", str(folder)],
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return results_of("tests.engine.test_rewards_processes", folder)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,4 +118,4 @@ def test_whole_weights_of_split_ones_leave_the_language_head_out(
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    take_part(work)

@@ -11,7 +11,7 @@ import pytest
 from penchant import data
 from penchant.pages.data_report import data_page
 from tests.data.samples import ask, bpe_tokenizer, preference_row, say, write_rows
-from tests.pages.test_demo import EVIL, _Outline, browser  # noqa: F401
+from tests.pages.browsing import EVIL, Outline, assert_fits, without_policy
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_it_says_what_the_report_says(report: dict[str, Any]) -> None:
-    text = " ".join(_Outline(data_page(report)).texts).replace("\u00a0", " ")
+    text = " ".join(Outline(data_page(report)).texts).replace("\u00a0", " ")
     assert "22 of 23 rows can be used, as 22 pairs." in text
     for shown in ("<b>name", "max_length 128", "empty response", "repeats <b>name:1", "hard"):
         assert shown in text
@@ -52,7 +52,7 @@ def test_every_bar_of_every_histogram_is_drawn(report: dict[str, Any]) -> None:
 
 def test_nothing_on_it_can_run_or_be_fetched(report: dict[str, Any]) -> None:
     page = data_page(report)
-    outline = _Outline(page)
+    outline = Outline(page)
     assert not {"script", "img", "iframe", "link", "object", "b"} & set(outline.names)
     assert not [name for name in outline.attributes if name.startswith("on")]
     assert not {"src", "href"} & set(outline.attributes)
@@ -65,21 +65,20 @@ def test_nothing_on_it_can_run_or_be_fetched(report: dict[str, Any]) -> None:
 def test_without_pairs_or_rows_there_is_still_a_page(tmp_path: Path) -> None:
     chats = [{"messages": [ask("Q"), say("A" * n)]} for n in (1, 5)]
     sft = data.text_report(data.load(write_rows(tmp_path / "c.jsonl", chats)), use="chosen")
-    text = " ".join(_Outline(data_page(sft.to_dict())).texts)
+    text = " ".join(Outline(data_page(sft.to_dict())).texts)
     assert "All 2 rows can be used, as 2 responses. Nothing wrong was found." in text
     none = [preference_row(0, chosen=[say("")])]
     empty = data.text_report(data.load(write_rows(tmp_path / "n.jsonl", none)))
-    assert "None of the 1 rows can be used." in " ".join(_Outline(data_page(empty.to_dict())).texts)
+    assert "None of the 1 rows can be used." in " ".join(Outline(data_page(empty.to_dict())).texts)
 
 
 def test_a_script_in_an_excerpt_is_text_in_a_real_browser(
-    browser: Any,  # noqa: F811
+    browser: Any,
     report: dict[str, Any],
     tmp_path: Path,
 ) -> None:
     page = tmp_path / "page.html"
-    # Without our policy, which would hide a hole in the escaping.
-    page.write_text(re.sub('<meta http-equiv="Content-Security[^>]*>', "", data_page(report)))
+    page.write_text(without_policy(data_page(report)))
     tree = browser(page, "--dump-dom")
     assert "<title>Data report: &lt;b&gt;name</title>" in tree and "owned</title>" not in tree
     assert "<script" not in tree and "<img" not in tree
@@ -88,20 +87,9 @@ def test_a_script_in_an_excerpt_is_text_in_a_real_browser(
 
 @pytest.mark.parametrize("width", [320, 1280])
 def test_it_fits_the_window(
-    browser: Any,  # noqa: F811
+    browser: Any,
     report: dict[str, Any],
     tmp_path: Path,
     width: int,
 ) -> None:
-    page, outer = tmp_path / "page.html", tmp_path / "outer.html"
-    measuring = (
-        "<script>addEventListener('load', () => { const e = document.documentElement;"
-        "parent.postMessage(e.scrollWidth > e.clientWidth ? 'too wide' : 'fits', '*') })</script>"
-    )
-    free = re.sub('<meta http-equiv="Content-Security[^>]*>', "", data_page(report))
-    page.write_text(free.replace("</body>", f"{measuring}</body>"))
-    outer.write_text(
-        "<!doctype html><title>?</title><script>onmessage = e => document.title = e.data</script>"
-        f"<iframe src='{page.as_uri()}' width='{width}' height='800' style='border:0'></iframe>"
-    )
-    assert "<title>fits</title>" in browser(outer, "--dump-dom", "--virtual-time-budget=5000")
+    assert_fits(browser, data_page(report), tmp_path, width)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import html.parser
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from penchant.pages import Answer, Entry, Example, Report, demo_page
+from tests.pages.browsing import EVIL, Outline, assert_fits, without_policy
 
-EVIL = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
 STEPS = list(range(1, 61))
 
 
@@ -53,26 +50,8 @@ REPORT = Report(
 )
 
 
-class _Outline(html.parser.HTMLParser):
-    """Elements and text of a page."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.attributes: list[str] = []
-        self.texts: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.names.append(tag)
-        self.attributes += [name for name, _ in attrs]
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-
 def test_the_table_holds_the_numbers() -> None:
-    text = " ".join(_Outline(demo_page(REPORT)).texts).replace("\u00a0", " ")
+    text = " ".join(Outline(demo_page(REPORT)).texts).replace("\u00a0", " ")
     for shown in ("0.580", "0.560 \u2013 0.600", "64.0 %", "61.0 \u2013 67.0 %", "4.25", "12.3"):
         assert shown in text
     assert "76.5 %" in text
@@ -94,7 +73,7 @@ def test_the_headline_claims_only_what_the_intervals_bear() -> None:
 
 def test_nothing_on_the_page_can_run_or_be_fetched() -> None:
     page = demo_page(REPORT)
-    outline = _Outline(page)
+    outline = Outline(page)
     assert not {"script", "img", "iframe", "link", "object"} & set(outline.names)
     assert not [name for name in outline.attributes if name.startswith("on")]
     assert not {"src", "href"} & set(outline.attributes)
@@ -104,7 +83,7 @@ def test_nothing_on_the_page_can_run_or_be_fetched() -> None:
 
 def test_it_is_small_and_has_the_structure_that_a_screen_reader_needs() -> None:
     page = demo_page(REPORT)
-    outline = _Outline(page)
+    outline = Outline(page)
     assert len(page.encode()) < 300_000
     assert outline.names.count("h1") == 1
     for name in ("main", "caption", "thead", "figcaption"):
@@ -127,28 +106,9 @@ def test_a_warning_stands_at_the_top() -> None:
     assert page.index("mean &lt;nothing&gt;.") < page.index("<table")
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory):
-    """Runs headless Chromium on a page with some flags; returns what it prints."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("no chromium installed")
-
-    def run(page: Path, *flags: str) -> str:
-        profile = tmp_path_factory.mktemp("profile")
-        quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-        command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", *quiet]
-        command += [f"--user-data-dir={profile}", *flags, page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        return done.stdout
-
-    return run
-
-
 def test_a_script_in_an_answer_is_text_in_a_real_browser(browser, tmp_path: Path) -> None:
     page = tmp_path / "index.html"
-    # Without our policy, which would hide a hole in the escaping.
-    page.write_text(re.sub('<meta http-equiv="Content-Security[^>]*>', "", demo_page(REPORT)))
+    page.write_text(without_policy(demo_page(REPORT)))
     tree = browser(page, "--dump-dom")
     assert "<title>Penchant demo" in tree and "owned</title>" not in tree
     assert "<script" not in tree and "<img" not in tree
@@ -161,18 +121,4 @@ def test_a_script_in_an_answer_is_text_in_a_real_browser(browser, tmp_path: Path
 
 @pytest.mark.parametrize("width", [320, 400, 1280])
 def test_nothing_is_wider_than_the_window(browser, tmp_path: Path, width: int) -> None:
-    page, outer = tmp_path / "index.html", tmp_path / "outer.html"
-    measuring = (
-        "<script>addEventListener('load', () => { const e = document.documentElement;"
-        "parent.postMessage(e.scrollWidth > e.clientWidth ? 'too wide' : 'fits', '*') })</script>"
-    )
-    policy_free = re.sub('<meta http-equiv="Content-Security[^>]*>', "", demo_page(REPORT))
-    page.write_text(policy_free.replace("</body>", f"{measuring}</body>"))
-    # A frame, because a headless window cannot be as narrow as a phone.
-    outer.write_text(
-        "<!doctype html><title>?</title>"
-        "<script>onmessage = e => document.title = e.data</script>"
-        f"<iframe src='{page.as_uri()}' width='{width}' height='800' style='border:0'></iframe>"
-    )
-    tree = browser(outer, "--dump-dom", "--virtual-time-budget=5000")
-    assert "<title>fits</title>" in tree
+    assert_fits(browser, demo_page(REPORT), tmp_path, width)

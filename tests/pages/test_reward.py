@@ -21,7 +21,7 @@ from penchant.evaluate.rewardbench import SECTIONS
 from penchant.evaluate.sets import read_sets
 from penchant.pages.reward import reward_page
 from tests.commands.world import pair, write_rows
-from tests.pages.test_demo import EVIL, _Outline, browser  # noqa: F401
+from tests.pages.browsing import EVIL, Outline, assert_fits, without_policy
 from tests.tiny import tiny_tokenizer
 
 BASE = {"model": f"runs/{EVIL}", "revision": None, "beta": None, "dtype": "float32",
@@ -79,7 +79,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 
 def said(evaluation: dict[str, Any]) -> str:
-    return " ".join(_Outline(reward_page(evaluation)).texts).replace("\u00a0", " ")
+    return " ".join(Outline(reward_page(evaluation)).texts).replace("\u00a0", " ")
 
 
 def test_it_says_what_the_figures_say(pages: dict[str, dict[str, Any]]) -> None:
@@ -113,7 +113,7 @@ def test_a_policys_page_has_what_it_kept_and_mended(pages: dict[str, dict[str, A
 @pytest.mark.parametrize("name", ["reward", "policy", "few", "one"])
 def test_nothing_on_it_can_run_or_be_fetched(pages: dict[str, dict[str, Any]], name: str) -> None:
     page = reward_page(pages[name])
-    outline = _Outline(page)
+    outline = Outline(page)
     assert not {"script", "img", "iframe", "link", "object"} & set(outline.names)
     assert not [name for name in outline.attributes if name.startswith("on")]
     assert not {"src", "href"} & set(outline.attributes)
@@ -143,16 +143,13 @@ def test_the_headline_claims_only_what_the_interval_bears(
 
 @pytest.mark.parametrize("name", ["reward", "policy"])
 def test_a_script_in_a_name_is_text_in_a_real_browser(
-    browser: Any,  # noqa: F811
+    browser: Any,
     pages: dict[str, dict[str, Any]],
     tmp_path: Path,
     name: str,
 ) -> None:
     page = tmp_path / "page.html"
-    # Without our policy, which would hide a hole in the escaping.
-    page.write_text(
-        re.sub('<meta http-equiv="Content-Security[^>]*>', "", reward_page(pages[name]))
-    )
+    page.write_text(without_policy(reward_page(pages[name])))
     shown = browser(page, "--dump-dom")
     assert "<title>Evaluation: runs/&lt;script" in shown and "owned</title>" not in shown
     assert "<script" not in shown and "<img" not in shown
@@ -161,21 +158,10 @@ def test_a_script_in_a_name_is_text_in_a_real_browser(
 @pytest.mark.parametrize("width", [400, 1280])
 @pytest.mark.parametrize("name", ["reward", "policy"])
 def test_it_fits_the_window(
-    browser: Any,  # noqa: F811
+    browser: Any,
     pages: dict[str, dict[str, Any]],
     tmp_path: Path,
     name: str,
     width: int,
 ) -> None:
-    page, outer = tmp_path / "page.html", tmp_path / "outer.html"
-    measuring = (
-        "<script>addEventListener('load', () => { const e = document.documentElement;"
-        "parent.postMessage(e.scrollWidth > e.clientWidth ? 'too wide' : 'fits', '*') })</script>"
-    )
-    free = re.sub('<meta http-equiv="Content-Security[^>]*>', "", reward_page(pages[name]))
-    page.write_text(free.replace("</body>", f"{measuring}</body>"))
-    outer.write_text(
-        "<!doctype html><title>?</title><script>onmessage = e => document.title = e.data</script>"
-        f"<iframe src='{page.as_uri()}' width='{width}' height='800' style='border:0'></iframe>"
-    )
-    assert "<title>fits</title>" in browser(outer, "--dump-dom", "--virtual-time-budget=5000")
+    assert_fits(browser, reward_page(pages[name]), tmp_path, width)

@@ -8,7 +8,6 @@ import os
 import re
 import resource
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,14 @@ import penchant
 from penchant.errors import MissingFileError, RecipeError, SaveError
 from penchant.train import checkpoint, manifest
 from penchant.train.metrics import MetricsFile
-from tests.commands.world import read_metrics, recipe, write_rows, write_world
+from tests.commands.world import (
+    linked,
+    read_metrics,
+    recipe,
+    same_bits,
+    write_rows,
+    write_world,
+)
 from tests.train import processes
 
 STEPS = 6
@@ -37,10 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(made: Path, tmp_path: Path) -> Path:
-    for entry in made.iterdir():
-        if entry.name != "run":
-            (tmp_path / entry.name).symlink_to(entry)
-    return tmp_path
+    return linked(made, tmp_path, without=["run"])
 
 
 def train(world: Path, **changes: Any) -> dict[str, Any]:
@@ -64,11 +67,6 @@ def cut_run(made: Path, folder: Path, steps: int) -> Path:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')
     return run
-
-
-def same(one: Path, two: Path) -> bool:
-    files = ("model.safetensors", "metrics.jsonl")
-    return all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
 
 
 def test_a_checkpoint_lists_all_its_files(made: Path) -> None:
@@ -136,7 +134,7 @@ def test_a_run_goes_on_to_the_same_end_whatever_is_damaged(
     for step in damaged:
         flip(run / f"checkpoint-{step}")
     train(made, output_dir=str(run))
-    assert same(run, made / "run")
+    assert same_bits(run, made / "run")
     assert not list(run.glob(".*"))
 
 
@@ -148,7 +146,7 @@ def test_with_nothing_whole_the_run_starts_over_and_says_so(
     truncate(run / "checkpoint-2")
     train(made, output_dir=str(run))
     assert "holds no whole checkpoint: starting over" in capsys.readouterr().out
-    assert same(run, made / "run")
+    assert same_bits(run, made / "run")
 
 
 def test_a_named_checkpoint_that_is_damaged_is_an_error(made: Path, tmp_path: Path) -> None:
@@ -164,7 +162,7 @@ def test_a_named_checkpoint_that_is_damaged_is_an_error(made: Path, tmp_path: Pa
 def test_a_named_older_checkpoint_puts_the_newer_ones_aside(made: Path, tmp_path: Path) -> None:
     run = cut_run(made, tmp_path, 4)
     train(made, output_dir=str(run), training__resume=str(run / "checkpoint-2"))
-    assert same(run, made / "run")
+    assert same_bits(run, made / "run")
     aside = sorted(path.name for path in run.glob("*.superseded"))
     assert aside == ["checkpoint-3.superseded", "checkpoint-4.superseded"]
 
@@ -200,7 +198,7 @@ def test_a_kill_between_the_last_checkpoint_and_the_summary_only_finishes(
     summary = train(made, output_dir=str(run))
     assert f"resumed from checkpoint-6 at step {STEPS} of {STEPS}" in capsys.readouterr().out
     assert summary["num_steps"] == STEPS and not list(run.glob(".*"))
-    assert same(run, made / "run")
+    assert same_bits(run, made / "run")
     assert (run / f"checkpoint-{STEPS}" / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -284,30 +282,6 @@ def test_rows_after_the_checkpoint_and_half_rows_are_cut(tmp_path: Path) -> None
     assert path.read_text() == '{"step": 1, "loss": null}\n'
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A file system of so many bytes; the same folder again with another size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = False
-
-    def mount(size: int) -> Path:
-        nonlocal mounted
-        options = f"{'remount,' if mounted else ''}size={size}"
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip("file systems cannot be mounted here")
-        mounted = True
-        return folder
-
-    yield mount
-    if mounted:
-        # Lazily: weights that were read from it may still be mapped.
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def space_of(paths: Iterator[Path]) -> int:
     """Bytes that files take on a disk of whole pages."""
     return sum(-(-path.stat().st_size // PAGE) * PAGE for path in paths if path.is_file())
@@ -330,7 +304,7 @@ def test_a_disk_that_fills_in_a_save_leaves_the_last_checkpoint(
     assert not list(run.glob(".*"))
     small_disk(20 * one)
     train(world, output_dir=str(run))
-    assert same(run, made / "run")
+    assert same_bits(run, made / "run")
 
 
 def test_a_disk_that_fills_at_the_end_leaves_the_last_checkpoint(
@@ -350,7 +324,7 @@ def test_a_disk_that_fills_at_the_end_leaves_the_last_checkpoint(
     small_disk(4 * room)
     train(world, **changes)
     assert load_file(run / "model.safetensors").keys()
-    assert same(run, made / "run")
+    assert same_bits(run, made / "run")
 
 
 def test_a_disk_that_fills_while_logging_ends_the_run_with_one_line(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
 from penchant import engine, objectives
 from penchant.engine import sharding
@@ -25,9 +20,8 @@ from tests.engine.test_packed_training import vivid_adapter
 from tests.tiny import assert_same_gradients, random_trees, vivid_model
 from tests.train.dropped_in import dropped_in
 from tests.train.test_several_processes import assert_same_run, launch
+from tests.two_processes import results_of, take_part, whole_gradients
 
-PATIENCE = 300
-"""Seconds; a launch that takes longer hangs."""
 EXTRA = ("entropy", "token_kl")
 KINDS = ["full", "head-adapter", "checkpointing"]
 NAMES = ["dpo", "entropic", "entropic-step"]
@@ -63,10 +57,7 @@ def run_step(
     )
     before = step.evaluate(trees).means()
     means = step.train(trees).means()
-    found: dict[str, Any] = {}
-    for parameter_name, parameter in model.named_parameters():
-        grad = parameter.grad
-        found[parameter_name] = grad.full_tensor() if isinstance(grad, DTensor) else grad
+    found = whole_gradients(model)
     after = step.evaluate(trees).means()
     return {"before": before, "means": means, "after": after, "gradients": found}
 
@@ -79,9 +70,8 @@ def cases() -> Iterator[tuple[str, str, str, bool]]:
                     yield name, kind, budget, sharded
 
 
-def work(folder: Path) -> None:
+def work(folder: Path) -> dict[Any, Any]:
     """What each of the two processes does."""
-    dist.init_process_group("gloo")
     with tempfile.TemporaryDirectory() as own, dropped_in(Path(own)):
         results: dict[Any, Any] = {
             (name, kind, budget, sharded): run_step(
@@ -92,28 +82,14 @@ def work(folder: Path) -> None:
         sharded = Processes.current(sharded=True)
         for name in NAMES:
             results[name, "plain"] = run_step(name, "full", 45, sharded, "plain")
-    torch.save(results, folder / f"{dist.get_rank()}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What the two processes came to, by rank."""
     folder = tmp_path_factory.mktemp("processes")
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-         "-m", "tests.train.test_extra_metrics_processes", str(folder)],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return results_of("tests.train.test_extra_metrics_processes", folder)
 
 
 @pytest.fixture(scope="module")
@@ -200,4 +176,4 @@ def test_a_run_of_two_processes_logs_what_one_does(
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    take_part(work)

@@ -17,7 +17,7 @@ from penchant.errors import Stopped
 from penchant.train import checkpoint, fit, manifest
 from penchant.train.interrupt import Interrupt, watch
 from penchant.train.step import Step
-from tests.commands.world import recipe, write_world
+from tests.commands.world import recipe, same_bits, write_world
 from tests.train import processes
 
 HEARD = (signal.SIGTERM, signal.SIGINT)
@@ -45,11 +45,6 @@ def settings(world: Path, run: Path) -> dict[str, Any]:
 
 def train(world: Path, run: Path) -> dict[str, Any]:
     return penchant.run("train", None, recipe(world, **settings(world, run)))
-
-
-def same(one: Path, two: Path) -> bool:
-    files = ("model.safetensors", "metrics.jsonl")
-    return all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
 
 
 def at_call(
@@ -102,7 +97,7 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_end(
     assert manifest.find_fault(run / f"checkpoint-{step}") is None
     assert not list(run.glob(".*")) and not (run / "summary.json").exists()
     train(made, run)
-    assert same(run, made / "run")
+    assert same_bits(run, made / "run")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +123,7 @@ def test_before_the_first_update_there_is_nothing_to_save(
             train(made, run)
     assert not checkpoint.checkpoints(run) and not list(run.glob(".*"))
     train(made, run)
-    assert same(run, made / "run")
+    assert same_bits(run, made / "run")
 
 
 def test_a_signal_while_the_end_is_written_lets_it_be_written(
@@ -138,7 +133,7 @@ def test_a_signal_while_the_end_is_written_lets_it_be_written(
     with monkeypatch.context() as patch:
         at_call(patch, fit, "_finish", 1, signal.SIGTERM)
         train(made, run)
-    assert (run / "summary.json").exists() and same(run, made / "run")
+    assert (run / "summary.json").exists() and same_bits(run, made / "run")
 
 
 def test_evaluations_are_not_counted_twice_after_two_interruptions(
@@ -157,7 +152,7 @@ def test_evaluations_are_not_counted_twice_after_two_interruptions(
             train(made, run)
     assert '"eval_loss"' in (run / "metrics.jsonl").read_text().splitlines()[-1]
     train(made, run)
-    assert same(run, made / "run")
+    assert same_bits(run, made / "run")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +177,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(
     assert [path.name for path in checkpoint.checkpoints(run)] == left
     assert not list(run.glob(".*"))
     train(made, run)
-    assert same(run, made / "run")
+    assert same_bits(run, made / "run")
 
 
 def test_a_repeated_sigterm_is_the_same_request(
@@ -233,7 +228,7 @@ def test_outside_the_main_thread_a_run_works_and_listens_to_nothing(
     thread.start()
     thread.join()
     assert not failed and seen == before
-    assert same(run, made / "run")
+    assert same_bits(run, made / "run")
 
 
 def test_a_signal_waits_only_where_it_is_held() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import penchant
 from penchant.train import checkpoint, manifest
-from tests.commands.world import recipe, write_world
+from tests.commands.world import linked, recipe, write_world
 from tests.train import processes
 
 RESUMED = re.compile(r"resumed from checkpoint-\d+ at step (\d+) of \d+")
@@ -28,9 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(made: Path, tmp_path: Path) -> Path:
-    for entry in made.iterdir():
-        (tmp_path / entry.name).symlink_to(entry)
-    return tmp_path
+    return linked(made, tmp_path)
 
 
 def settings(world: Path, **changes: Any) -> dict[str, Any]:

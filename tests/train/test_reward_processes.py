@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.commands.reward_world import reward_recipe, write_tasks
-from tests.train.test_several_processes import PATIENCE, assert_same_run
+from tests.train.test_several_processes import assert_same_run
+from tests.two_processes import launched
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +35,7 @@ def launch(world: Path, *, processes: int, **changes: Any) -> subprocess.Complet
     }
     given = settings | reward_recipe(world, **changes)
     keys = [f"{key}={json.dumps(value)}" for key, value in given.items()]
-    start = [sys.executable, "-m"]
-    if processes > 1:
-        start += ["torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", "-m"]
-    return subprocess.run(
-        [*start, "penchant", "reward", *keys],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    return launched("-m", "penchant", "reward", *keys, processes=processes)
 
 
 @pytest.mark.parametrize(

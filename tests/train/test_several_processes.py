@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,7 @@ from penchant.errors import RecipeError
 from penchant.train.config import TrainingConfig
 from penchant.train.launch import check_environment
 from tests.commands.world import read_metrics, recipe, write_world
-
-PATIENCE = 300
-"""Seconds; a launch that takes longer hangs."""
+from tests.two_processes import launched
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +49,9 @@ def launch(
     }
     given = recipe(world, **changes)
     keys = [f"{key}={json.dumps(value)}" for key, value in (settings | given).items()]
-    start = [sys.executable, "-m"]
-    if processes > 1:
-        start += ["torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-        start += [] if program else ["-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if cache is not None:
-        environment["PENCHANT_CACHE"] = str(cache)
-    return subprocess.run(
-        [*start, program or "penchant", "train", *keys],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    start = [program] if program else ["-m", "penchant"]
+    own = {} if cache is None else {"PENCHANT_CACHE": str(cache)}
+    return launched(*start, "train", *keys, processes=processes, **own)
 
 
 def assert_same_run(one: Path, two: Path, tolerance: float = 1e-5) -> None:
@@ -207,15 +191,7 @@ def test_a_killed_process_ends_the_others(made: Path) -> None:
     )
     (made / "dying.py").write_text(program)
     keys = [f"{k}={json.dumps(v)}" for k, v in recipe(made, output_dir=str(made / "d")).items()]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-         str(made / "dying.py"), "train", *keys],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )  # fmt: skip
+    done = launched(str(made / "dying.py"), "train", *keys)
     assert done.returncode != 0
     assert not (made / "d" / "summary.json").exists()
 
