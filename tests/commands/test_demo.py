@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import penchant
+from penchant.commands._demo_measure import read_rows
 from penchant.errors import RecipeError
+from penchant.generate.row_file import write_rows
 
 QUICK = {"quick": True, "objectives": ["dpo", "mmpo"], "num_prompts": 12, "full": True}
 
@@ -151,3 +153,10 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert plan["steps"][0] == "seed-0: miniature"
     assert plan["steps"][-1] == "seed-0: dpo-flipped"
     assert not folder.exists()
+
+
+def test_sampled_texts_may_hold_any_line_end(tmp_path: Path) -> None:
+    """A model that spells in bytes writes U+0085 or U+2028 now and then."""
+    rows = [{"responses": [f"a{end}b"]} for end in ("\n", "\r", "\x0b", "\x85", "\u2028")]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl") == rows

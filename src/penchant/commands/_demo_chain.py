@@ -10,12 +10,12 @@ Every step is a command of its own, so that each can be repeated from the termin
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from penchant.commands import run as run_command
-from penchant.commands._demo_measure import write_whole
+from penchant.commands._demo_measure import read_rows, write_whole
 from penchant.commands._demo_plan import MAX_NEW_TOKENS, START, TUNED, Place
 from penchant.miniature.folder import AXES
 from penchant.miniature.rewards import gold_reward
@@ -115,8 +115,8 @@ def _candidates(recipe: DemoRecipe, place: Place, split: str) -> None:
     })  # fmt: skip
     found = {"model": str(place.run(SELECTOR)), "data": str(generated), "output": str(by_model)}
     run_command("score", None, found)
-    gold = [[gold_reward(row, text) for text in row["responses"]] for row in _rows(generated)]
-    rows = [row | {"gold": one} for row, one in zip(_rows(by_model), gold, strict=True)]
+    gold = [[gold_reward(row, text) for text in row["responses"]] for row in read_rows(generated)]
+    rows = [row | {"gold": one} for row, one in zip(read_rows(by_model), gold, strict=True)]
     write_whole(scored(place, split), "".join(json.dumps(row) + "\n" for row in rows))
     summary = run_command("select", None, {
         "data": str(scored(place, split)),
@@ -145,7 +145,3 @@ def _fine_tune(recipe: DemoRecipe, place: Place) -> None:
 
 def _file(place: Place, name: str) -> str:
     return str(place.world / f"{name}.jsonl")
-
-
-def _rows(path: Path) -> Sequence[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from penchant import compare
 from penchant.commands import _demo_chain as chain
-from penchant.commands._demo_measure import Measured
+from penchant.commands._demo_measure import Measured, read_rows
 from penchant.commands._demo_plan import START, Place
 from penchant.generate import select
 from penchant.miniature.folder import AXES
@@ -64,7 +63,7 @@ def _selector(place: Place) -> dict[str, Any]:
 
 def _best_of_n(place: Place) -> dict[str, Any]:
     """Gold reward of the best of n, chosen by the reward model and by the gold reward."""
-    rows = _rows(chain.scored(place, "held_out"))
+    rows = read_rows(chain.scored(place, "held_out"))
     # No answer at all, as a sample of nothing but its end, has no score: worth nothing.
     kept = [row for row in rows if not any(score is None for score in row["scores"])]
     most = min(len(row["scores"]) for row in kept)
@@ -199,7 +198,3 @@ def _facts(recipe: DemoRecipe, place: Place, found: Mapping[str, Any]) -> list[t
         ),
         ("Intervals", "95 %, over the prompts (BCa bootstrap; Wilson for win rates)"),
     ]
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

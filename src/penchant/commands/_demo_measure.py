@@ -65,6 +65,12 @@ def measure(place: Place, name: str, prompts: Sequence[Mapping[str, Any]]) -> Me
     return measured
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file; a sampled text may hold line ends that JSON leaves as they are."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes under a temporary name and renames, so that a file that is there is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -259,8 +259,6 @@ def _facts(recipe: DemoRecipe, place: Place) -> list[tuple[str, str]]:
 
 
 def _prompts(recipe: DemoRecipe, place: Place) -> list[dict[str, Any]]:
-    return _rows(place.world / "prompts.jsonl")[: recipe.num_prompts]
+    from penchant.commands._demo_measure import read_rows
 
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_rows(place.world / "prompts.jsonl")[: recipe.num_prompts]
