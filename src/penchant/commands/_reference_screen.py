@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from penchant.commands._show import duration, size
+from penchant.commands._show import counted, duration, size
 
 if TYPE_CHECKING:
     from penchant.engine.reference.catalogue import Found
@@ -67,7 +67,7 @@ def print_pruned(
     console = Console(highlight=False)
     freed = sum(size for _, size in removed)
     done = "would be removed" if dry_run else "removed"
-    console.print(Text(f"{_count(len(removed), 'shard')} {done}: {size(freed)} ({_of(limit)})"))
+    console.print(Text(f"{counted(len(removed), 'shard')} {done}: {size(freed)} ({_of(limit)})"))
     for one in found:
         if one.in_use:
             console.print(Text(f"{one.name[:_NAME_SHOWN]} is in use and was left as it is"))
@@ -84,11 +84,7 @@ def _table(*names: str) -> Table:
 def _sum(found: Sequence[Found]) -> str:
     num_rows, num_bytes = (sum(getattr(one, n) for one in found) for n in ("num_rows", "num_bytes"))
     count = f"{len(found):,} {'entry' if len(found) == 1 else 'entries'}"
-    return f"{count}, {_count(num_rows, 'row')}, {size(num_bytes)}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{count}, {counted(num_rows, 'row')}, {size(num_bytes)}"
 
 
 def _of(limit: float) -> str:

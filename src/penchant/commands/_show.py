@@ -87,7 +87,7 @@ def duration(seconds: float) -> str:
 
 def _trained(result: Mapping[str, Any], folder: str) -> tuple[str, Rows, str, str]:
     objective, seconds = result.get("objective", ""), result.get("seconds", 0.0)
-    title = f"Done: {objective}, {_count(result.get('num_steps', 0), 'step')}"
+    title = f"Done: {objective}, {counted(result.get('num_steps', 0), 'step')}"
     kind = "adapter and tokenizer" if result.get("adapter") else "model and tokenizer"
     rows = [("rows", _rows(result, folder)), *_figures(result), ("time", duration(seconds))]
     rows += [("written", f"{Path(folder)}  ({kind}; README.md says how they were made)")]
@@ -157,7 +157,8 @@ def _sizes(result: Mapping[str, Any]) -> Rows:
     return [(name, f"{result[name]:,}") for name in ("parameters", "vocabulary") if name in result]
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """So many of something: 1 row, 2 rows."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 

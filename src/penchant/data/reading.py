@@ -57,18 +57,11 @@ class ComparisonStream:
     def _read(self, source: Source) -> Iterator[Comparison | SetAside]:
         rows, left_out = read_rows(source, self.seed, self.default_split)
         self.left_out += left_out
-        # The first rows say what the format is; they are then read like all others.
-        first: list[Row | SetAside] = []
-        values: list[Any] = []
-        for row in rows:
-            first.append(row)
-            values += [row.value] if isinstance(row, Row) else []
-            if len(values) == ROWS_LOOKED_AT:
-                break
+        values, rows = looked_at(rows)
         reader = detect(values, source.name, source.format or self.format)
         self.formats[source.name] = reader.label
         self.unread[source.name] = unread_columns(values, reader)
-        for row in chain(first, rows):
+        for row in rows:
             yield row if isinstance(row, SetAside) else self._comparison(row, reader)
 
     def _comparison(self, row: Row, reader: Reader) -> Comparison | SetAside:
@@ -82,6 +75,20 @@ class ComparisonStream:
             shown = excerpt(row.value)
             return SetAside(row.source, row.line, error.reason, error.detail, shown)
         return comparison
+
+
+def looked_at(
+    rows: Iterator[Row | SetAside],
+) -> tuple[list[Mapping[str, Any]], Iterator[Row | SetAside]]:
+    """The first rows' values, which say what the format is, and all rows to be read."""
+    first: list[Row | SetAside] = []
+    values: list[Mapping[str, Any]] = []
+    for row in rows:
+        first.append(row)
+        values += [row.value] if isinstance(row, Row) else []
+        if len(values) == ROWS_LOOKED_AT:
+            break
+    return values, chain(first, rows)
 
 
 class _Watched(dict[str, Any]):

@@ -103,7 +103,7 @@ class VerifyRecipe(Recipe):
     positional = "run"
 
     run: str = Field(min_length=1)
-    """Run folder of `penchant train` or `penchant sft`."""
+    """Run folder of `penchant train`, `sft` or `reward`."""
     num_pairs: int = Field(10, ge=1)
     """Pairs that are computed again, of the at most 64 that the run logged."""
     seed: int = Field(0, ge=0, lt=2**32)
