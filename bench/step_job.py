@@ -41,6 +41,8 @@ class Job:
     """Of Penchant's micro-batches; None: what a run of Penchant takes by itself."""
     trl_micro_batch: int = 1
     """Pairs per micro-batch of TRL's best settings."""
+    compiles: bool = True
+    """Whether Penchant's layers are compiled where a long run would compile them."""
 
 
 def models_of(job: Job) -> tuple[Any, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +20,23 @@ from penchant.models.config import AdapterConfig, ModelConfig
 from penchant.train.costs import ModelSize, Setting, auto_token_budget
 from penchant.train.memory_use import free_bytes
 from penchant.train.optim import build_optimizer
+from penchant.train.policy import COMPILED_FROM, about, compile_layers
 from penchant.train.step import Step
 
 
-def train(job: Job, watch: Watch) -> dict[str, Any]:
-    """`train/step.py` as the loop calls it, layout auto.
+@dataclass
+class Parts:
+    """What a step consists of."""
+
+    step: Step
+    policy: Any
+    optimizer: torch.optim.Optimizer
+    reference: Callable[[], ReferenceStore]
+    """Computes the reference of the batch."""
+
+
+def make(job: Job) -> Parts:
+    """The policy behind an engine, layout auto; on CUDA compiled as in a run of many updates.
 
     The reference of a step that computes it is a frozen second copy of the model here, so that the
     policy can differ from it; a real run computes it from the policy before its first update.
@@ -36,6 +50,7 @@ def train(job: Job, watch: Watch) -> dict[str, Any]:
         policy = add_lora(policy, r=case.lora, alpha=alpha, dropout=0.0)
     move(policy)
     prepared = engine.prepare(policy, dtype=autocast)
+    compile_layers(prepared, "auto" if job.compiles else False, COMPILED_FROM)
     known = prepared if case.lora else engine.prepare(reference, dtype=autocast)
     budget = job.token_budget or own_budget(job, prepared, free)
 
@@ -50,22 +65,24 @@ def train(job: Job, watch: Watch) -> dict[str, Any]:
         del known, reference
     step = Step(prepared, objectives.load("dpo", beta=BETA), store, budget)
     optimizer = build_optimizer(policy, "adamw", learning_rate=LEARNING_RATE, weight_decay=0.0)
+    policy.train()
+    return Parts(step, policy, optimizer, reference_of_batch)
+
+
+def train(job: Job, watch: Watch) -> dict[str, Any]:
+    """`train/step.py` as the loop calls it."""
+    parts = make(job)
 
     def update() -> tuple[float, float]:
-        if online:
-            step.reference = reference_of_batch()
-        loss = step.train(job.trees).means()["loss"]
-        return loss, finish(policy, optimizer)
+        if job.name == PENCHANT_ONLINE:
+            parts.step.reference = parts.reference()
+        loss = parts.step.train(job.trees).means()["loss"]
+        return loss, finish(parts.policy, parts.optimizer)
 
-    policy.train()
     while not watch.done:
         watch.begin()
         watch.end(*update())
-    return watch.record() | {
-        "layout": prepared.layout,
-        "reason": prepared.reason,
-        "token_budget": step.token_budget,
-    }
+    return watch.record() | about(parts.step.engine) | {"token_budget": parts.step.token_budget}
 
 
 def own_budget(job: Job, prepared: engine.Engine, free: int) -> int:

@@ -34,10 +34,17 @@ def conditions(asked: dict[str, Any]) -> dict[str, Any]:
     return {
         "asked": {key: asked[key] for key in sorted(asked)},
         "versions": {name: version(name) for name in LIBRARIES},
-        "processor": processor(),
+        "processor": accelerator() if asked["device"] == "cuda" else processor(),
         "bench": fingerprint(BENCH / f"step_{name}.py" for name in SIDE_FILES),
         "code": fingerprint([SOURCE / "types.py", *files]),
     }
+
+
+def accelerator() -> str:
+    """The name of the CUDA device."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
