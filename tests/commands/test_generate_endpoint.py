@@ -144,7 +144,9 @@ def test_prompts_that_fail_are_reported_and_tried_again(world: Path) -> None:
     assert all(row["error"] == "400: status 400 with Bearer [key]" for row in failed)
     kept = [row["generation"]["samples"] for row in failed if row["responses"]]
     assert kept and all(len(numbers) == 1 for numbers in kept)
-    assert json.loads((world / "out.summary.json").read_text())["failed"] == len(failed)
+    summary = json.loads((world / "out.summary.json").read_text())
+    assert summary["failed"] == len(failed) and summary["failed_reasons"] == {"400": len(failed)}
+    assert {row["generation"]["reason"] for row in failed} == {"400"}
     assert not files_with(world, KEY)
     lacking = NUM * 2 - sum(len(row["responses"]) for row in rows_of(world / "out.jsonl"))
     with serving(rate=0.3, port=int(again.rpartition(":")[2].partition("/")[0])) as server:
@@ -170,6 +172,67 @@ def test_a_server_that_refuses_from_the_first_on_is_not_asked_for_ever(world: Pa
     with serving(rate=1.0, faults=["400"]) as server, refused as caught:
         served(world, server, endpoint__concurrency=1)
     assert len(server.asked) == 16 and KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_prompt_that_is_forbidden_is_set_aside_also_the_first(world: Path, place: int) -> None:
+    """As moderation answers; the others are answered, and the run says which and why."""
+    script = ["ok"] * (2 * place) + ["403 flagged"] * 2
+    with serving(script=script) as server:
+        told = r"^1 of 40 prompts got no whole answer \(1 times 403; such as 403: flagged Bearer"
+        with pytest.raises(EndpointError, match=told):
+            served(world, server, endpoint__concurrency=1)
+        rows = rows_of(world / "out.jsonl")
+        assert ["error" in row for row in rows] == [n == place for n in range(NUM)]
+        summary = json.loads((world / "out.summary.json").read_text())
+        assert summary["failed_reasons"] == {"403": 1}
+        before = len(server.asked)
+        served(world, server)
+        assert len(server.asked) == before + 2
+    check_rows(world, server)
+
+
+def test_a_key_that_is_forbidden_ends_the_run_with_the_server_s_words(world: Path) -> None:
+    with serving(rate=1.0, faults=["403 no such account"]) as server:
+        told = r"failed 3 prompts.*403: no such account.*answered none before.*put a valid key"
+        with pytest.raises(EndpointError, match=told) as caught:
+            served(world, server, endpoint__concurrency=1)
+    assert len(server.asked) == 6 and KEY not in str(caught.value)
+    assert not (world / "out.jsonl").exists()
+
+
+def test_a_key_that_is_blocked_on_the_way_ends_the_run_and_what_there_is_stays(
+    world: Path,
+) -> None:
+    with serving(script=["ok"] * 10, rate=1.0, faults=["402 no credit"]) as server:
+        told = r"failed 8 prompts one after another.*402: no credit.*what was answered is kept"
+        with pytest.raises(EndpointError, match=told):
+            served(world, server, endpoint__concurrency=1)
+        assert len(server.asked) == 10 + 16 and journal_size(world / "out.jsonl") > 0
+        server.rate = 0.0
+        served(world, server)
+        assert sum(server.answered.values()) == 80 and max(server.answered.values()) == 1
+    check_rows(world, server)
+
+
+def test_a_few_prompts_that_are_all_refused_are_no_output(world: Path) -> None:
+    write_rows(world / "few.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    few = {"data": str(world / "few.jsonl"), "n": 1}
+    with serving(rate=1.0, faults=["422 no such setting"]) as server:
+        with pytest.raises(EndpointError, match=r"failed 2 prompts.*422: no such setting.*mend"):
+            served(world, server, **few)
+        assert len(server.asked) == 2 and not (world / "out.jsonl").exists()
+        server._script = ["ok"]
+        with pytest.raises(EndpointError, match=r"^1 of 2 prompts got no whole answer"):
+            served(world, server, **few, endpoint__concurrency=1)
+    assert ["error" in row for row in rows_of(world / "out.jsonl")] == [False, True]
+
+
+def test_an_answer_without_an_end_is_asked_for_again(world: Path) -> None:
+    with serving(script=["endless"] * 2) as server:
+        summary = served(world, server, endpoint__timeout=20)
+    assert summary["retries"] == {"too long": 2} and server.sent < 40e6
+    check_rows(world, server)
 
 
 def test_what_a_template_is_given_goes_where_servers_look_for_it(world: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import penchant
 from penchant import data
 from penchant.errors import DataError, RecipeError
+from penchant.generate.journal import Journal
 from penchant.generate.row_file import summary_of
 from tests.commands.scoring import read_rows, write_scoring_world
 from tests.commands.world import write_rows
@@ -167,30 +168,31 @@ def test_what_cannot_be_used_is_counted(tmp_path: Path, select: Run) -> None:
 def test_files_of_more_and_dsp(tmp_path: Path, select: Run) -> None:
     """In: {texts, scores} as the original wrote it, {text, score}; out: those that it read."""
     more = [{"texts": ["Q<sep>A1", "Q<sep>A22"], "scores": [[0.1], [0.9]]}]
-    select(more)
-    assert read_rows(tmp_path / "out.jsonl")[0]["completion"] == "A22"
+    outputs = (str(tmp_path / f"{name}.jsonl") for name in "abcdef")
+
+    def selected(*given: Any, **changes: Any) -> list[dict[str, Any]]:
+        output = next(outputs)
+        select(*given, output=output, **changes)
+        return read_rows(Path(output))
+
+    assert selected(more)[0]["completion"] == "A22"
     dsp = [
         {
             "text": [f"\n\nHuman: Hi\n\nAssistant: {one}" for one in ("yes", "no", "well")],
             "score": [0.2, 0.9, 0.4],
         }
     ]
-    select(dsp)
-    (row,) = read_rows(tmp_path / "out.jsonl")
+    (row,) = selected(dsp)
     assert row["messages"] == [
         {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "no"},
     ]  # fmt: skip
-    select(dsp, format="text-score")
-    (row,) = read_rows(tmp_path / "out.jsonl")
+    (row,) = selected(dsp, format="text-score")
     assert row == {"text": ["\n\nHuman: Hi\n\nAssistant: no"], "score": [0.9]}
-    select(format="samples")
-    assert read_rows(tmp_path / "out.jsonl")[1] == {
+    assert selected(format="samples")[1] == {
         "query": "\n\nHuman: Question 1?\n\nAssistant:", "sample_0": "answer 1.0",
     }  # fmt: skip
-    select(how="pairs", format="hh")
-    chosen = read_rows(tmp_path / "out.jsonl")[0]["chosen"]
-    select(how="pairs", format="dsp", pairing="best-vs-rest")
-    assert read_rows(tmp_path / "out.jsonl")[1] == {
+    chosen = selected(how="pairs", format="hh")[0]["chosen"]
+    assert selected(how="pairs", format="dsp", pairing="best-vs-rest")[1] == {
         "query": "Question 1?",
         "responses": {"chosen": "answer 1.0", "rejected": "answer 1.2", "rejected_2": "answer 1.3"},
     }
@@ -211,12 +213,19 @@ def test_samples_and_domains_can_be_scored_and_selected(tmp_path: Path) -> None:
         penchant.run("score", None, given | output | extra)
         (row,) = read_rows(world / f"{name}-scored.jsonl")
         assert len(row["scores"]) == len(row["responses"]) == num
+        selecting = {"data": output["output"], "output": str(world / f"{name}-best.jsonl")}
+        summary = penchant.run("select", None, selecting)
+        assert summary["written"] == 1 and summary["curve"]["n"][-1] == num
+        (best,) = read_rows(world / f"{name}-best.jsonl")
         if name == "dsp":
             assert row["responses"][0] == "Food."
-        summary = penchant.run(
-            "select", None, {"data": output["output"], "output": str(world / "best.jsonl")}
-        )
-        assert summary["written"] == 1 and summary["curve"]["n"][-1] == num
+            assert row["domains"] == ["normal", "academy", "business"]
+            assert domains[best["domain"]] == best["messages"][-1]["content"]
+            selecting |= {"how": "pairs", "output": str(world / "pairs.jsonl")}
+            penchant.run("select", None, selecting)
+            (pair,) = read_rows(world / "pairs.jsonl")
+            for side in ("chosen", "rejected"):
+                assert domains[pair[f"domain_{side}"]] == pair[side][0]["content"]
 
 
 def test_the_page(tmp_path: Path, select: Run) -> None:
@@ -227,7 +236,8 @@ def test_the_page(tmp_path: Path, select: Run) -> None:
     for value in (summary["curve"]["score"]["mean"][-1], summary["curve"]["gold"]["mean"][0]):
         assert f">{value:.2f}" in page
     assert page.count('class="band') == 4  # two intervals, each for a desk and for a phone
-    alone = select([scored(0, [1.0])], page=str(tmp_path / "one.html"))
+    one = {"output": str(tmp_path / "one.jsonl"), "page": str(tmp_path / "one.html")}
+    alone = select([scored(0, [1.0])], **one)
     assert alone["curve"]["n"] == [1]
     assert "nothing to choose from" in (tmp_path / "one.html").read_text()
 
@@ -248,6 +258,73 @@ def test_the_page(tmp_path: Path, select: Run) -> None:
 def test_bad_keys(select: Run, changes: dict[str, Any], told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         select(**changes)
+
+
+def test_an_output_that_is_there_is_kept(
+    tmp_path: Path, select: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same again is done already; anything else is refused in one line, and nothing changes."""
+    first = select(gold="gold")
+    out = tmp_path / "out.jsonl"
+    before = out.read_bytes(), out.stat().st_mtime_ns
+    capsys.readouterr()
+    assert select(gold="gold", page=str(tmp_path / "page.html")) == first
+    assert "is complete already; nothing was done" in capsys.readouterr().out
+    assert "best of 3" in (tmp_path / "page.html").read_text()
+    for rows, changes, differs in (
+        (None, {"n": 2, "gold": "gold"}, "n"),
+        (None, {"how": "pairs"}, "format, gold, how, pairing, ties"),
+        (ROWS[:2], {"gold": "gold"}, "data"),
+        (None, {"gold": "gold", "seed": 3}, "seed"),
+    ):
+        with pytest.raises(RecipeError, match=rf"it differs in {differs}\); give another output"):
+            select(rows, **changes)
+    assert (out.read_bytes(), out.stat().st_mtime_ns) == before
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("mine\n")
+    with pytest.raises(RecipeError, match="nothing says that this command wrote it; remove it or"):
+        select(output=str(mine))
+    assert mine.read_text() == "mine\n" and not list(tmp_path.glob(".*"))
+
+
+def test_a_kill_before_the_summary_is_made_good(tmp_path: Path, select: Run) -> None:
+    """The rows are there, and the journal says whose they are: the same command ends the work."""
+    whole = select(output=str(tmp_path / "whole.jsonl"))
+    Journal.open(tmp_path / "out.jsonl", whole["identity"]).close()
+    (tmp_path / "out.jsonl").write_text("half")
+    with pytest.raises(RecipeError, match=r"another recipe .it differs in n"):
+        select(n=2)
+    assert select()["identity"] == whole["identity"]
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert summary_of(tmp_path / "out.jsonl").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_what_is_left_out_is_counted_and_said(
+    tmp_path: Path, select: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"\n\nHuman: Hi\n\nAssistant: {one}" for one in ("yes", "no", "well")]
+    rows = [{"text": [*texts, "", " "], "score": [n, 2.0, 3.0, -1, -1]} for n in range(6)]
+    source = {"path": str(tmp_path / "scored.jsonl"), "rows": 2}
+    page = tmp_path / "page.html"
+    summary = select(rows, data={"train": source}, n=2, page=str(page))
+    assert (summary["rows"], summary["rows_left_out"]) == (2, 4)
+    assert summary["empty_responses_left_out"] == 4 and summary["candidates_left_out"] == 2
+    assert json.loads(summary_of(tmp_path / "out.jsonl").read_text()) == summary
+    said = capsys.readouterr().out
+    for words in ("4 rows left out: not drawn", "4 responses left out: no text", "2 candidates"):
+        assert words in said
+    assert "4 rows not drawn by fraction or rows" in page.read_text()
+    assert "4 responses without text" in page.read_text()
+    given = {"data": {"train": source}, "output": str(tmp_path / "other.jsonl")}
+    plan = penchant.run("select", None, given, dry_run=True)
+    assert (plan["rows_left_out"], plan["empty_responses_left_out"]) == (4, 4)
+
+
+def test_prompts_that_the_curve_leaves_out_are_said(
+    select: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    select([scored(n, [1.0, 2.0]) for n in range(40)] + [scored(99, [1.0])])
+    assert "1 prompts are not in it: fewer than 2 candidates" in capsys.readouterr().out
 
 
 def test_nothing_to_select_from(tmp_path: Path, select: Run) -> None:

@@ -94,6 +94,14 @@ REAL_ROWS: dict[str, list[dict[str, Any]]] = {
         {"prompt": "2 + 2 =", "responses": [" 4", " 5"]},
         {"instruction": "Which?", "output": "7", "responses": [[say("Seven.")], [say("Three.")]]},
     ],
+    "answers": [
+        {"id": 3, "prompt": "2 + 2 =", "answer": [" 4", " 5", ""]},
+        {
+            "id": 4,
+            "prompt": "\n\nHuman: An egg?\n\nAssistant:",
+            "answer": [" Boil it.", " No."],
+        },
+    ],
     "samples": [
         {
             "query": "2 + 2 =",

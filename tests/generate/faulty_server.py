@@ -68,6 +68,8 @@ class FaultyServer(ThreadingHTTPServer):
         self.answered: Counter[str] = Counter()
         """Honest answers that were sent whole, by their text."""
         self.failed: Counter[str] = Counter()
+        self.sent = 0
+        """Bytes of answers without an end."""
         self.most_at_once = 0
         self._at_once = 0
         self._script = list(script)
@@ -123,7 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
         drawn = self.server.draw(self.path, key, body)
         texts: list[str] = []
         try:
-            texts = self._answer(drawn, key, body)
+            texts = [] if drawn == "endless" else self._answer(drawn, key, body)
+            if drawn == "endless":
+                self._send_on_and_on()
         finally:
             self.server.leave(texts)
 
@@ -169,6 +173,12 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(200, drawn.encode())
         return []
+
+    def _send_on_and_on(self) -> None:
+        """Until nobody listens any more, or the server ends."""
+        self._head(200, 10**12)
+        while not self.server.ending.is_set():
+            self.server.sent += self.wfile.write(b" " * 2**16)
 
     def _send(self, status: int, content: bytes) -> None:
         self._head(status, len(content))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import time
 from email.utils import formatdate
 from typing import Any
@@ -35,14 +36,16 @@ def _content(answer: Any) -> str:
     return answer["choices"][0]["message"]["content"] + ""
 
 
-def ask(server: FaultyServer, *, read: Any = _content, **settings: Any) -> tuple[Any, Endpoint]:
+def ask(
+    server: FaultyServer, *, read: Any = _content, most_bytes: int = 2**24, **settings: Any
+) -> tuple[Any, Endpoint]:
     """One request; its answer and the endpoint with its counts."""
     given = {"base_url": server.base_url, "backoff": 0.001, "timeout": 20.0, **settings}
 
     async def run() -> tuple[Any, Endpoint]:
         async with Endpoint(EndpointConfig(**given)) as endpoint:
             try:
-                found = await endpoint.ask("chat/completions", BODY, read)
+                found = await endpoint.ask("chat/completions", BODY, read, most_bytes=most_bytes)
             except RequestFailedError as error:
                 return error, endpoint
             return found, endpoint
@@ -71,16 +74,21 @@ def test_a_fault_that_stays_fails_the_request_in_one_line_without_the_key(fault:
     assert ("[key]" in str(error)) == (fault in ("echo", "429", "500"))
 
 
-@pytest.mark.parametrize("status", ["400", "413", "422"])
-def test_what_concerns_one_request_is_not_tried_again(status: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "is_of_prompt"),
+    [("400", True), ("413", True), ("422", True), ("402", False), ("403", False)],
+)
+def test_what_concerns_one_request_is_not_tried_again(status: str, is_of_prompt: bool) -> None:
     with serving(script=[status]) as server:
-        error, _ = ask(server)
+        error, endpoint = ask(server)
     assert isinstance(error, RequestFailedError) and len(server.asked) == 1
-    assert str(error) == f"{status}: status {status} with Bearer [key]"
+    assert str(error) == f"{status}: status {status} with Bearer [key]" and error.kind == status
+    assert error.is_refusal and error.is_of_prompt is is_of_prompt
+    assert not endpoint.failures  # these are attempts that are made again
 
 
 @pytest.mark.parametrize(
-    ("status", "advice"), [("401", "OPENAI_API_KEY"), ("403", "valid key"), ("404", "base_url")]
+    ("status", "advice"), [("401", "OPENAI_API_KEY"), ("401", "valid key"), ("404", "base_url")]
 )
 def test_what_no_request_survives_stops_at_once(status: str, advice: str) -> None:
     with serving(script=[status]) as server, pytest.raises(EndpointError, match=advice) as caught:
@@ -161,6 +169,27 @@ def test_an_answer_that_is_none_is_asked_for_again(body: bytes) -> None:
         text, endpoint = ask(server, read=lambda answer: _choices(answer, is_chat=True)[0][0][0])
     assert text == "answer to <Hi> under 1.0" and len(server.asked) == 2
     assert sum(endpoint.failures.values()) == 1
+
+
+def test_an_answer_that_is_too_long_is_none() -> None:
+    text = "x" * 300_000
+    body = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})
+    with serving(script=[body]) as server:
+        assert ask(server, most_bytes=len(body))[0] == text and len(server.asked) == 1
+    with serving(script=[body, body]) as server:
+        found, endpoint = ask(server, most_bytes=len(body) - 1)
+    assert found == "answer to <Hi> under 1.0" and endpoint.failures == {"too long": 2}
+    with serving(rate=1.0, faults=["endless"]) as server:
+        error, _ = ask(server, most_bytes=10**6, max_retries=1)
+    assert str(error) == "too long: an answer of more than 1,000,000 bytes (after 2 attempts)"
+    assert server.sent < 40e6  # no more than what the system holds on its way
+
+
+def test_a_long_error_is_read_in_part_and_its_status_counts() -> None:
+    with serving(script=[f"400 {'x' * 10**6}"]) as server:
+        error, _ = ask(server)
+    assert isinstance(error, RequestFailedError) and error.status == 400
+    assert len(str(error)) < 300
 
 
 def test_an_error_under_status_200_is_what_is_said() -> None:
@@ -266,6 +295,35 @@ def test_requests_that_wait_for_a_hold_are_not_sent_together(clock: Clock) -> No
         return sent
 
     assert asyncio.run(run()) == [20.0, 21.0, 22.0, 23.0]
+
+
+def test_a_wait_is_told_once(clock: Clock) -> None:
+    """Requests that were under way together are told to wait within moments of each other."""
+    pace = Pace()
+    assert not pace.hold(4.0)
+    assert pace.hold(30.0) and not pace.hold(30.0)
+    clock.now += 2.0
+    assert not pace.hold(30.0) and not pace.hold(10.0)
+    assert pace.hold(60.0)  # longer than what was told
+    clock.now += 60.0
+    assert pace.hold(30.0)
+
+
+def test_a_server_that_asks_to_wait_is_named_with_its_words(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(script=["429 too many", "ok", "429 too many"], retry_after="90") as server:
+        assert ask(server)[0] == "answer to <Hi> under 1.0"
+    assert clock.now >= 190.0
+    said = capsys.readouterr().err
+    pattern = (
+        r"note: http://127\.0\.0\.1:\d+/v1 asks to wait 90 s \(429: too many Bearer \[key\]\); "
+        r"nothing is sent to it before \d\d:\d\d:\d\d\n"
+    )
+    assert re.fullmatch(pattern, said) and KEY not in said
+    with serving(script=["429"], retry_after="2") as server:
+        ask(server)
+    assert capsys.readouterr().err == ""
 
 
 def test_backoff_doubles_with_jitter_and_never_undercuts_the_server() -> None:

@@ -49,6 +49,16 @@ CASES: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
         ({"role": "system", "content": "Sum."}, user("Add\n1 1")),
         {},
     ),
+    "answers": (
+        {"id": 3, "prompt": "Hi", "answer": ["a", "b"]},
+        "Hi",
+        {"id": 3, "answer": ["a", "b"]},
+    ),
+    "answers of a transcript": (
+        {"prompt": "\n\nHuman: Hi\n\nAssistant:", "answer": ["a"]},
+        (user("Hi"),),
+        {"answer": ["a"]},
+    ),
     "query": ({"query": "Hi"}, (user("Hi"),), {}),
     "messages": ({"messages": [user("Hi")]}, (user("Hi"),), {}),
     "conversation": (
@@ -113,6 +123,15 @@ def test_the_output_of_any_is_read_as_scored_rows(tmp_path: Path, name: str) -> 
     comparisons = data.load(tmp_path / "scored.jsonl")
     assert comparisons.formats == {"scored": "scored"}
     assert comparisons[0].prompt == prompt and len(comparisons[0].responses) == 2
+
+
+def test_answers_that_are_odd_set_no_prompt_aside(tmp_path: Path) -> None:
+    """Of MORE's files, and of questions with several right answers, only the prompt is asked."""
+    rows = [{"prompt": "a", "answer": ["x"]}, {"prompt": "b", "answer": []}]
+    write_rows(tmp_path / "rows.jsonl", [*rows, {"prompt": "c", "answer": ["x", 3]}])
+    found = read_questions(tmp_path / "rows.jsonl")
+    assert [one.prompt for one in found.questions] == ["a", "b", "c"] and not found.set_aside
+    assert found.formats == {"rows": "answers"}
 
 
 def test_rows_that_hold_no_prompt_are_set_aside_and_counted(tmp_path: Path) -> None:

@@ -5,18 +5,28 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from penchant.commands._generate_backends import Prepared, share
 from penchant.data.files import read_file
 from penchant.engine.processes import Processes
-from penchant.errors import PenchantError, Stopped, WorkerError
-from penchant.generate.answers import Answer, Answered, Tally, Task, Watch, known_answers, to_row
+from penchant.errors import DataError, PenchantError, Stopped, WorkerError
+from penchant.generate.answers import (
+    Answer,
+    Answered,
+    Tally,
+    Task,
+    Watch,
+    known_answers,
+    refreshed,
+    to_row,
+)
 from penchant.generate.journal import Journal, finished
-from penchant.generate.row_file import summary_of
+from penchant.generate.row_file import summary_of, write_rows, write_summary
 from penchant.recipe.generate import GenerateRecipe
 from penchant.train.interrupt import watch
 from penchant.train.progress import ProgressLine
@@ -57,7 +67,8 @@ class Run:
         start = time.monotonic()
         before = self.processes.gather(self.processes.agreed(self._finished))[0]
         if before is not None and not before["failed"]:
-            return before | {"new_tokens": 0, "seconds": 0.0}
+            found = self.processes.agreed(lambda: self._refresh(before))
+            return self.processes.gather(found)[0] | {"new_tokens": 0, "seconds": 0.0}
         known = self._known(before)
         journal = self._open(again=before is not None)
         with journal:
@@ -67,6 +78,44 @@ class Run:
 
     def _finished(self) -> dict[str, Any] | None:
         return finished(self.output, self.identity) if self.processes.is_main else None
+
+    def _refresh(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Brings the columns of a whole output up to date with the input, where these differ.
+
+        The main process's work. Returns the summary, with how many rows changed.
+        """
+        if not self.processes.is_main:
+            return {}
+        changed: list[str] = []
+        for _ in self._fresh(self._written(), changed):
+            pass
+        if changed:
+            write_rows(self.output, self._fresh(self._written(), []))
+        extra = json.loads(json.dumps(self.extra))
+        if any(before.get(name) != value for name, value in extra.items()):
+            write_summary(self.output, {**before, **extra})
+        return {**before, **extra, **_told(changed)}
+
+    def _written(self) -> Iterator[Any]:
+        return (row for _, row in read_file(self.output))
+
+    def _fresh(self, rows: Iterable[Any], changed: list[str]) -> Iterator[dict[str, Any]]:
+        """Answered rows with the input's columns as they are now; notes the ids of those changed.
+
+        Raises DataError where a row does not answer its prompt.
+        """
+        for place, (question, row) in enumerate(zip_longest(self.prepared.questions, rows), 1):
+            about = row.get("generation") if isinstance(row, Mapping) else None
+            key = about.get("key") if isinstance(about, Mapping) else None
+            if question is None or key != question.key or "responses" not in row:
+                raise DataError(
+                    f"{self.output} is not as this command left it (row {place}); remove it to "
+                    "have all prompts answered again, or give another output"
+                )
+            fresh = refreshed(row, question)
+            if json.dumps(fresh) != json.dumps(row):
+                changed.append(question.row_id)
+            yield fresh
 
     def _known(self, before: Mapping[str, Any] | None) -> dict[int, dict[int, Answer]]:
         """By prompt: samples of rows that failed in an earlier run."""
@@ -182,11 +231,19 @@ class Run:
                 journal.append(index, row)
                 total.add(row)
         summary = {**total.to_dict(), **self.extra}
-        full = journal.publish(len(self.prepared.questions), summary)
-        full |= {
+        changed: list[str] = []
+        rows = self._fresh((row for _, row in journal.rows()), changed)
+        full = journal.publish(len(self.prepared.questions), summary, rows)
+        full |= _told(changed) | {
             "new_tokens": sum(tokens for _, _, tokens, _ in shares),
             "seconds": seconds,
             "retries": dict(sorted(retries.items())),
         }
         errors = [row["error"] for _, failed, *_ in shares for _, row in failed]
         return full | ({"first_error": errors[0]} if errors else {})
+
+
+def _told(changed: list[str]) -> dict[str, Any]:
+    """How many rows got other columns than an earlier run gave them, and the first of them."""
+    first = {"first_refreshed": changed[0]} if changed else {}
+    return {"rows_refreshed": len(changed)} | first

@@ -55,12 +55,7 @@ def run(recipe: GenerateRecipe, dry_run: bool = False) -> dict[str, Any]:
     summary = Run(recipe, prepared, processes, about, identity, plan).go()
     _print_result(recipe, summary)
     if summary["failed"] and processes.is_main:
-        first = summary.get("first_error")
-        such = f" (such as {first})" if first else ""
-        raise EndpointError(
-            f"{summary['failed']} of {summary['prompts']} prompts got no whole answer{such}; they "
-            f"stand in {output} with an `error`: run the same command to try them again"
-        )
+        raise EndpointError(_failure(recipe, summary))
     return summary
 
 
@@ -84,6 +79,18 @@ def _plan(recipe: GenerateRecipe, found: Any, prepared: Any) -> dict[str, Any]:
     }
 
 
+def _failure(recipe: GenerateRecipe, summary: dict[str, Any]) -> str:
+    """How many prompts failed, why, and what to do."""
+    first = summary.get("first_error")
+    such = f"; such as {first}" if first else ""
+    reasons = summary["failed_reasons"].items()
+    why = ", ".join(f"{number:,} times {reason}" for reason, number in reasons)
+    return (
+        f"{summary['failed']} of {summary['prompts']} prompts got no whole answer ({why}{such}); "
+        f"they stand in {recipe.output} with an `error`: run the same command to try them again"
+    )
+
+
 def _digest(questions: Any) -> str:
     from penchant.generate.questions import Questions
 
@@ -93,6 +100,8 @@ def _digest(questions: Any) -> str:
 def _print_plan(plan: dict[str, Any], found: Any, prepared: Any) -> None:
     formats = ", ".join(f"{name} as {label}" for name, label in plan["formats"].items())
     print(f"{plan['prompts']:,} prompts, {plan['samples_per_prompt']} samples each ({formats})")
+    if plan["rows_left_out"]:
+        print(f"{plan['rows_left_out']:,} rows left out: not drawn by fraction or rows")
     if plan["rows_repeated"]:
         print(f"{plan['rows_repeated']:,} rows repeat an earlier row's prompt: answered once")
     if plan["rows_set_aside"]:
@@ -106,8 +115,14 @@ def _print_plan(plan: dict[str, Any], found: Any, prepared: Any) -> None:
 
 
 def _print_result(recipe: GenerateRecipe, summary: dict[str, Any]) -> None:
+    if summary["rows_refreshed"]:
+        print(
+            f"{summary['rows_refreshed']:,} rows got the columns that the input has now (such as "
+            f"{summary['first_refreshed']}); their prompts, and so their answers, are as they were"
+        )
     if "retries" not in summary:
-        print(f"{recipe.output} is complete already; nothing was done")
+        done = "nothing was generated" if summary["rows_refreshed"] else "nothing was done"
+        print(f"{recipe.output} is complete already; {done}")
         return
     ends = _counted(summary["finish"])
     print(f"{summary['responses']:,} samples of {summary['prompts']:,} prompts; ended by: {ends}")

@@ -1,6 +1,7 @@
 """Selects from scored candidates: the best of n for fine-tuning, or pairs for preference training.
 
 Also measures what best-of-n is worth: the expected score for every n, its interval, the KL bound.
+An output that is there already is kept: of this recipe it is what is asked for, else it is refused.
 """
 
 from __future__ import annotations
@@ -16,9 +17,16 @@ from penchant.recipe.selection import SelectRecipe
 from penchant.train.output_dir import check_possible
 
 if TYPE_CHECKING:
+    from penchant.data.carried import RowsDigest
     from penchant.data.pairing import PairSettings
     from penchant.generate.scored_rows import Scored
     from penchant.types import Comparison
+
+_DECIDES = ("how", "by", "gold", "n", "pairing", "min_score_gap", "ties", "format", "seed")
+_PLANNED = (
+    "rows", "rows_left_out", "rows_used", "set_aside", "empty_responses_left_out", "candidates",
+    "candidates_left_out", "candidates_without_score", "written",
+)  # fmt: skip
 
 
 def run(recipe: SelectRecipe, dry_run: bool = False) -> dict[str, Any]:
@@ -27,8 +35,10 @@ def run(recipe: SelectRecipe, dry_run: bool = False) -> dict[str, Any]:
     Raises RecipeError for a layout that cannot hold it, DataError where nothing can be selected.
     """
     from penchant.commands._select_curve import curve
-    from penchant.data.carried import CarriedRows
-    from penchant.generate.row_file import check, write_rows, write_summary
+    from penchant.commands._select_screen import tell
+    from penchant.data.carried import CarriedRows, RowsDigest
+    from penchant.generate.journal import finished
+    from penchant.generate.row_file import check
 
     output = Path(recipe.output)
     check(output)
@@ -37,28 +47,51 @@ def run(recipe: SelectRecipe, dry_run: bool = False) -> dict[str, Any]:
         check_possible(path.parent)
     sources = [source.model_dump() for source in recipe.data.train]
     rows = CarriedRows.of(sources, format=recipe.data.format, seed=recipe.seed)
-    chosen = _Chosen(recipe, module)
+    chosen = _Chosen(recipe, module, RowsDigest())
     usable = list(chosen.read(rows))
-    if not usable:
+    identity = _identity(recipe, chosen.digest.hexdigest())
+    summary = None if dry_run else finished(output, identity)
+    if summary is not None:
+        print(f"{output} is complete already; nothing was done")
+    elif not usable:
         raise DataError(chosen.nothing())
-    made = list(chosen.rows(usable))
-    summary = chosen.summary(len(made)) | {"curve": curve(usable, recipe.seed)}
-    if dry_run:
-        kept = ("rows", "rows_used", "set_aside", "candidates", "written")
-        return {name: summary[name] for name in kept} | {"would_write": _files(recipe)}
-    if not made:
-        raise DataError(chosen.nothing())
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(output, made)
-    write_summary(output, summary)
+    else:
+        made = list(chosen.rows(usable))
+        summary = chosen.summary(len(made)) | {"curve": curve(usable, recipe.seed)}
+        if dry_run:
+            return {name: summary[name] for name in _PLANNED} | {"would_write": _files(recipe)}
+        if not made:
+            raise DataError(chosen.nothing())
+        summary = _publish(output, identity, made, summary)
+        tell(recipe, summary)
     if recipe.page is not None:
-        from penchant.pages.select import select_page
-        from penchant.train.durable import write_text
-
-        Path(recipe.page).parent.mkdir(parents=True, exist_ok=True)
-        write_text(Path(recipe.page), select_page(summary))
-    _tell(recipe, summary)
+        _write_page(Path(recipe.page), summary)
     return summary
+
+
+def _publish(
+    output: Path, identity: dict[str, Any], made: list[dict[str, Any]], summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes rows and summary, whole or not at all; returns the summary with the identity."""
+    from penchant.generate.journal import Journal
+
+    with Journal.open(output, identity) as journal:
+        return journal.publish(0, summary, made)
+
+
+def _write_page(page: Path, summary: dict[str, Any]) -> None:
+    from penchant.pages.select import select_page
+    from penchant.train.durable import write_text
+
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_text(page, select_page(summary))
+    print(f"wrote {page}")
+
+
+def _identity(recipe: SelectRecipe, digest: str) -> dict[str, Any]:
+    """What the selection and its curve depend on."""
+    found = recipe.resolved().model_dump(include=set(_DECIDES))
+    return {"command": "select", "data": digest, **found}
 
 
 @dataclass
@@ -67,7 +100,11 @@ class _Chosen:
 
     recipe: SelectRecipe
     module: Any
+    digest: RowsDigest
+    """Of all rows read."""
     num_rows: int = 0
+    rows_left_out: int = 0
+    num_empty: int = 0
     num_used: int = 0
     num_candidates: int = 0
     left_out: int = 0
@@ -86,6 +123,7 @@ class _Chosen:
         recipe = self.recipe
         for row in rows:
             self.num_rows += 1
+            self.digest.add(row)
             try:
                 scored = read_scored(row, recipe.by, recipe.gold, recipe.n)
             except RowError as error:
@@ -96,6 +134,7 @@ class _Chosen:
             self.without_score += scored.num_without_score
             self.tied_best += has_tied_best(scored.comparison.scores or ())
             yield scored
+        self.rows_left_out, self.num_empty = rows.left_out, rows.num_empty
 
     def rows(self, usable: list[Scored]) -> Iterator[dict[str, Any]]:
         """What is written, row by row."""
@@ -127,6 +166,8 @@ class _Chosen:
         }
         if scored.gold is not None:
             extra["gold_score"] = scored.gold[best]
+        if scored.domains is not None:
+            extra["domain"] = scored.domains[best]
         return self._layout(only, extra)
 
     def _pairs(self, scored: Scored) -> list[dict[str, Any]]:
@@ -134,17 +175,26 @@ class _Chosen:
 
         comparison, dropped = draw(scored, self._settings())
         self.pairs_dropped.update(dropped)
-        return self._layout(comparison, {"row_id": scored.row_id})
+        made = self._layout(comparison, {"row_id": scored.row_id})
+        if scored.domains is not None and self._adds:
+            for row, (better, worse) in zip(made, comparison.pairs or (), strict=True):
+                row["domain_chosen"] = scored.domains[better]
+                row["domain_rejected"] = scored.domains[worse]
+        return made
+
+    @property
+    def _adds(self) -> bool:
+        """Whether rows of the layout may have more columns: it is made to be read further."""
+        return self.module.NAME in ("messages", "preference")
 
     def _layout(self, comparison: Comparison, extra: dict[str, Any]) -> list[dict[str, Any]]:
-        """Rows of the format; only those that are made to be read further get more columns."""
+        """Rows of the format, with more columns where it may have them."""
         from penchant.data.rows import RowError
 
         rows = self.module.to_rows(comparison)
         if not rows:
             raise RowError("no_layout", f"{self.module.NAME} cannot say what this row says")
-        adds = self.module.NAME in ("messages", "preference")
-        return [row | extra if adds else row for row in rows]
+        return [row | extra if self._adds else row for row in rows]
 
     def _settings(self) -> PairSettings:
         from penchant.data.pairing import PairSettings
@@ -179,10 +229,12 @@ class _Chosen:
             "gold": recipe.gold,
             "format": recipe.format,
             "rows": self.num_rows,
+            "rows_left_out": self.rows_left_out,
             "rows_used": self.num_used,
             "set_aside": dict(self.set_aside.most_common()),
             "written": num_written,
             "candidates": self.num_candidates,
+            "empty_responses_left_out": self.num_empty,
             "candidates_left_out": self.left_out,
             "candidates_without_score": self.without_score,
             "tied_best": self.tied_best,
@@ -211,43 +263,3 @@ def _files(recipe: SelectRecipe) -> list[str]:
 
     files = [recipe.output, str(summary_of(Path(recipe.output)))]
     return [*files, recipe.page] if recipe.page else files
-
-
-def _tell(recipe: SelectRecipe, summary: dict[str, Any]) -> None:
-    unit = "responses" if recipe.how == "best-of-n" else "pairs"
-    print(
-        f"wrote {summary['written']:,} {unit} of {summary['rows_used']:,} rows to {recipe.output}"
-    )
-    for reason, count in summary["set_aside"].items():
-        print(f"{count:,} rows set aside: {reason}")
-    for reason, count in summary["pairs_dropped"].items():
-        print(f"{count:,} pairs left out: {reason}")
-    for name, what in (
-        ("candidates_left_out", f"candidates left out: beyond the first {recipe.n}"),
-        ("candidates_without_score", "candidates left out: no finite score"),
-        ("tied_best", "rows with several best candidates; the first is taken"),
-    ):
-        if summary[name]:
-            print(f"{summary[name]:,} {what}")
-    _tell_curve(summary["curve"])
-    if recipe.page is not None:
-        print(f"wrote {recipe.page}")
-
-
-def _tell_curve(curve: dict[str, Any]) -> None:
-    """A line for one, the double of it, and so on."""
-    print(f"best of n, mean over {curve['prompts']:,} prompts (95 % interval):")
-    last = len(curve["n"]) - 1
-    for place, n in enumerate(curve["n"]):
-        if n & (n - 1) and place != last:
-            continue
-        parts = [f"  n={n:<5} score {_value(curve['score'], place)}"]
-        if "gold" in curve:
-            parts.append(f"gold {_value(curve['gold'], place)}")
-        print("  ".join([*parts, f"KL at most {curve['kl_bound'][place]:.2f} nats"]))
-
-
-def _value(of: dict[str, Any], place: int) -> str:
-    interval = of["interval"][place]
-    shown = "" if interval is None else f" [{interval[0]:.4g}, {interval[1]:.4g}]"
-    return f"{of['mean'][place]:.4g}{shown}"

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
-from penchant.data.formats import ROWS_LOOKED_AT, Reader, detect
-from penchant.data.reading import unread_columns
+from penchant.data.formats import Reader, detect
+from penchant.data.reading import looked_at, unread_columns
 from penchant.data.rows import Row, RowError, SetAside, excerpt
 from penchant.data.source import Source, parse_sources, read_rows
 from penchant.types import Comparison
@@ -33,15 +32,24 @@ class CarriedRow:
     """Why there is no comparison."""
     columns: Mapping[str, Any]
     """What the format does not read; of a row set aside all."""
+    num_empty: int = 0
+    """Responses without text that the format leaves out."""
 
 
 @dataclass
 class CarriedRows:
-    """The rows of some sources, in order; each iteration reads anew."""
+    """The rows of some sources, in order; each iteration reads anew.
+
+    The counts are those of the last iteration.
+    """
 
     sources: tuple[Source, ...]
     format: str = "auto"
     seed: int = 42
+    left_out: int = field(default=0, init=False)
+    """Rows that `fraction` or `rows` did not draw; they count nowhere else."""
+    num_empty: int = field(default=0, init=False)
+    """Responses without text that their format leaves out, of the rows used."""
 
     @classmethod
     def of(cls, path: Any, *, format: str = "auto", seed: int = 42) -> CarriedRows:
@@ -49,18 +57,16 @@ class CarriedRows:
         return cls(parse_sources(path), format, seed)
 
     def __iter__(self) -> Iterator[CarriedRow]:
+        self.left_out = self.num_empty = 0
         for source in self.sources:
-            rows, _ = read_rows(source, self.seed)
-            first: list[Row | SetAside] = []
-            values: list[Mapping[str, Any]] = []
-            for row in rows:
-                first.append(row)
-                values += [row.value] if isinstance(row, Row) else []
-                if len(values) == ROWS_LOOKED_AT:
-                    break
+            rows, left_out = read_rows(source, self.seed)
+            self.left_out += left_out
+            values, rows = looked_at(rows)
             reader = _every(detect(values, source.name, source.format or self.format))
-            for row in chain(first, rows):
-                yield _carried(row, reader)
+            for row in rows:
+                found = _carried(row, reader)
+                self.num_empty += found.num_empty
+                yield found
 
     def count_and_digest(self) -> tuple[int, str]:
         """How many rows there are, and a digest of all that they say; one pass."""
@@ -104,7 +110,11 @@ def _carried(row: Row | SetAside, reader: Reader) -> CarriedRow:
         lost = SetAside(row.source, row.line, error.reason, error.detail, excerpt(row.value))
         return CarriedRow(row_id, None, lost, dict(row.value))
     columns = {name: row.value[name] for name in names if name != ROW_ID}
-    return CarriedRow(row_id, comparison, None, columns)
+    if hasattr(reader.module, "more_columns"):
+        columns = reader.module.more_columns(row.value, reader.choice) | columns
+    num_given = getattr(reader.module, "num_given", None)
+    num_empty = num_given(row.value) - len(comparison.responses) if num_given else 0
+    return CarriedRow(row_id, comparison, None, columns, num_empty)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,27 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
+def by_path(given: Any) -> Any:
+    """One or several things that may be written short as their paths, as mappings; none for None.
+
+    A validator (before) of data sets in every recipe, and of lists of models.
+    """
+    if given is None:
+        return ()
+    listed = given if isinstance(given, (list, tuple)) else [given]
+    return tuple({"path": one} if isinstance(one, str) else one for one in listed)
+
+
+def check_lengths(max_length: int | None, max_prompt_length: int | None) -> None:
+    """Raises ValueError where a prompt may be longer than the whole."""
+    if max_length is None or max_prompt_length is None or max_prompt_length <= max_length:
+        return
+    raise ValueError(
+        f"data.max_prompt_length {max_prompt_length} is above data.max_length {max_length}; "
+        "lower it or leave it out"
+    )
+
+
 class DatasetConfig(BaseModel):
     """One source of rows; written short as its path."""
 
@@ -106,13 +127,7 @@ class DataConfig(BaseModel):
     cache: bool = True
     """Keep tokens on disk, found again by content: up to 20 GB in PENCHANT_CACHE."""
 
-    @field_validator("train", "eval", mode="before")
-    @classmethod
-    def _sources(cls, given: Any) -> Any:
-        if given is None:
-            return ()
-        listed = given if isinstance(given, (list, tuple)) else [given]
-        return tuple({"path": one} if isinstance(one, str) else one for one in listed)
+    _sources = field_validator("train", "eval", mode="before")(by_path)
 
     @field_validator("soft_labels", mode="before")
     @classmethod
@@ -128,11 +143,7 @@ class DataConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.max_prompt_length is not None and self.max_prompt_length > self.max_length:
-            raise ValueError(
-                f"data.max_prompt_length {self.max_prompt_length} is above "
-                f"data.max_length {self.max_length}; lower it or leave it out"
-            )
+        check_lengths(self.max_length, self.max_prompt_length)
         if self.eval and self.eval_fraction is not None:
             raise ValueError("data.eval and data.eval_fraction are both given; give one")
         same = {one.place for one in self.train} & {one.place for one in self.eval}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from penchant.data.config import DatasetConfig
+from penchant.data.config import DatasetConfig, by_path, check_lengths
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
@@ -49,18 +49,9 @@ class PreferenceData(BaseModel):
     cache: bool = True
     """Keep tokens on disk, found again by content: up to 20 GB in PENCHANT_CACHE."""
 
-    @field_validator("train", mode="before")
-    @classmethod
-    def _sources(cls, given: Any) -> Any:
-        listed = given if isinstance(given, (list, tuple)) else [given]
-        return tuple({"path": one} if isinstance(one, str) else one for one in listed)
+    _sources = field_validator("train", mode="before")(by_path)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        longest, prompt = self.max_length, self.max_prompt_length
-        if longest is not None and prompt is not None and prompt > longest:
-            raise ValueError(
-                f"data.max_prompt_length {prompt} is above data.max_length {longest}; "
-                "lower it or leave it out"
-            )
+        check_lengths(self.max_length, self.max_prompt_length)
         return self

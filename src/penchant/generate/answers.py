@@ -42,6 +42,8 @@ class Answered:
     prompt_tokens: int | None = None
     error: str | None = None
     """Why some samples are not there."""
+    reason: str | None = None
+    """The same in a word, to be counted: a status, `timeout`, `malformed`, ..."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,14 @@ def to_row(answered: Answered, about: Mapping[str, Any]) -> dict[str, Any]:
     row = answered.question.to_row() | {"responses": [one.text for one in answers]}
     if answered.error is not None:
         row["error"] = answered.error
-        generation["samples"] = numbers
+        generation |= {"samples": numbers, "reason": answered.reason}
     return row | {"generation": generation} | dict(answered.question.carried)
+
+
+def refreshed(row: Mapping[str, Any], question: Question) -> dict[str, Any]:
+    """A row of the output as it would stand there now: its answers, and the input's columns."""
+    kept = {name: row[name] for name in ("responses", "error", "generation") if name in row}
+    return question.to_row() | kept | dict(question.carried)
 
 
 def known_answers(row: Mapping[str, Any]) -> dict[int, Answer]:
@@ -101,6 +109,9 @@ def known_answers(row: Mapping[str, Any]) -> dict[int, Answer]:
     return {number: Answer(*one) for number, one in zip(numbers, each, strict=True)}
 
 
+_COUNTED = ("finish", "failed_reasons")
+
+
 @final
 class Tally:
     """Counts over rows, which can be added up over processes."""
@@ -109,12 +120,15 @@ class Tally:
         self.prompts = self.failed = self.responses = 0
         self.prompt_tokens = self.completion_tokens = 0
         self.finish: Counter[str] = Counter()
+        self.failed_reasons: Counter[str] = Counter()
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Counts one row of the output."""
         about = row["generation"]
         self.prompts += 1
-        self.failed += "error" in row
+        if "error" in row:
+            self.failed += 1
+            self.failed_reasons[about.get("reason") or "unknown"] += 1
         self.responses += len(row["responses"])
         self.prompt_tokens += about["prompt_tokens"] or 0
         self.completion_tokens += sum(filter(None, about["completion_tokens"]))
@@ -125,7 +139,9 @@ class Tally:
         for name in ("prompts", "failed", "responses", "prompt_tokens", "completion_tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.finish.update(other.finish)
+        self.failed_reasons.update(other.failed_reasons)
 
     def to_dict(self) -> dict[str, Any]:
         """As the summary holds it."""
-        return {**vars(self), "finish": dict(sorted(self.finish.items()))}
+        counted = {name: dict(sorted(getattr(self, name).items())) for name in _COUNTED}
+        return {**vars(self), **counted}

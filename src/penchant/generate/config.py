@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from penchant.data.config import DatasetConfig
+from penchant.data.config import DatasetConfig, by_path
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
@@ -28,11 +28,7 @@ class PromptsConfig(BaseModel):
     strict: bool = False
     """Whether any row set aside stops the run."""
 
-    @field_validator("train", mode="before")
-    @classmethod
-    def _sources(cls, given: Any) -> Any:
-        listed = given if isinstance(given, (list, tuple)) else [given]
-        return tuple({"path": one} if isinstance(one, str) else one for one in listed)
+    _sources = field_validator("train", mode="before")(by_path)
 
 
 class EndpointConfig(BaseModel):

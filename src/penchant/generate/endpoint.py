@@ -1,9 +1,9 @@
 """A server with OpenAI's protocol, asked until it answers: retries, back-off, limits, time-outs.
 
 What is asked again: no connection, one that breaks, no answer in time, 408, 409, 425, 429 and 5xx,
-and an answer that is not what the protocol says. Any other status concerns the one request, but
-for 401, 403, 404 and 405, which say that no request can succeed. The key is read from the
-environment, sent in one header, and struck out of every message.
+and an answer that is not what the protocol says, or longer than it can be. A redirection, 401, 404
+and 405 say that no request can succeed; any other status is a refusal of the one request. The key
+is read from the environment, sent in one header, and struck out of every message.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import asyncio
 import json
 import os
 import random
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, final
+from contextlib import aclosing
+from typing import Any, NoReturn, TypeVar, final
 
 from penchant.errors import EndpointError, MissingExtraError, RecipeError
 from penchant.generate.config import EndpointConfig
@@ -22,9 +25,15 @@ from penchant.generate.pace import Pace, backoff, retry_after
 
 DEFAULT_KEY = "OPENAI_API_KEY"
 _AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
-_HOPELESS = frozenset({301, 302, 307, 308, 401, 403, 404, 405})
+_HOPELESS = frozenset({301, 302, 307, 308, 401, 404, 405})
+_OF_PROMPT = frozenset({400, 413, 414, 422, 451})
+"""Refusals that concern what is asked; others (402, 403, ...) may concern who asks."""
 _LONGEST = 200
 """Characters of a server's message that are shown."""
+_MOST_BYTES = 2**24
+"""Of an answer, where its length has no limit of its own."""
+_MOST_OF_ERROR = 2**16
+"""Bytes that are read of an error's body."""
 _SECRET = 16
 """Characters of a key that is one; servers without keys are given words such as `none`."""
 
@@ -34,8 +43,24 @@ Read = TypeVar("Read")
 class RequestFailedError(Exception):
     """A request that ended without an answer; caught where its row is written."""
 
-    is_refusal = False
-    """Whether the server is well, and will not answer this request."""
+    def __init__(self, message: str, kind: str, status: int | None = None) -> None:
+        """
+        Args:
+            kind: in a word, to be counted.
+            status: of a refusal: the server is well, and will not answer this request.
+        """
+        super().__init__(message)
+        self.kind, self.status = kind, status
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether asking again is of no use."""
+        return self.status is not None
+
+    @property
+    def is_of_prompt(self) -> bool:
+        """Whether it is refused for what it asks, so that it says nothing of other prompts."""
+        return self.status in _OF_PROMPT
 
 
 class _TryAgainError(Exception):
@@ -66,7 +91,7 @@ class Endpoint:
             ) from None
         self.config = config
         self.failures: Counter[str] = Counter()
-        """Attempts that failed, by kind."""
+        """Attempts that failed, by kind, without refusals, which are not tried again."""
         self._key = key_of(config)
         share = [
             None if limit is None else limit / num_processes
@@ -92,6 +117,7 @@ class Endpoint:
         read: Callable[[dict[str, Any]], Read],
         *,
         num_tokens: int = 0,
+        most_bytes: int = _MOST_BYTES,
     ) -> Read:
         """What `read` makes of the server's answer.
 
@@ -99,6 +125,7 @@ class Endpoint:
             path: below the base address, as `chat/completions`.
             read: raises ValueError, KeyError, TypeError or IndexError for an answer that is none.
             num_tokens: about how many the request will use, for the limit per minute.
+            most_bytes: of the answer; a longer one is none.
         Raises:
             RequestFailedError: this request cannot be answered, or not after all attempts.
             EndpointError: no request can be: a wrong key, address or model.
@@ -106,13 +133,13 @@ class Endpoint:
         for attempt in range(self.config.max_retries + 1):
             await self._pace.turn(num_tokens)
             try:
-                answer = await self._attempt(path, body)
+                answer = await self._attempt(path, body, most_bytes)
                 found = self._read(answer, read)
             except _TryAgainError as problem:
                 self.failures[problem.kind] += 1
-                last = self.redacted(str(problem))
-                if problem.asked is not None:
-                    self._pace.hold(problem.asked)
+                kind, last = problem.kind, self.redacted(str(problem))
+                if problem.asked is not None and self._pace.hold(problem.asked):
+                    self._tell_of_wait(problem.asked, last)
                 if attempt < self.config.max_retries:
                     pause = backoff(attempt, self.config.backoff, problem.asked, self._rng)
                     await asyncio.sleep(pause)
@@ -120,37 +147,50 @@ class Endpoint:
                 self._pace.used(num_tokens, total_tokens(answer) or num_tokens)
                 return found
         attempts = self.config.max_retries + 1
-        raise RequestFailedError(f"{last} (after {attempts} attempt{'s' * (attempts > 1)})")
+        raise RequestFailedError(f"{last} (after {attempts} attempt{'s' * (attempts > 1)})", kind)
 
-    async def _attempt(self, path: str, body: Mapping[str, Any]) -> Any:
+    async def _attempt(self, path: str, body: Mapping[str, Any], most_bytes: int) -> Any:
         url = f"{self.config.base_url.rstrip('/')}/{path}"
         try:
-            async with asyncio.timeout(self.config.timeout):
-                response = await self._client.post(url, json=body)
+            async with (
+                asyncio.timeout(self.config.timeout),
+                self._client.stream("POST", url, json=body) as response,
+            ):
+                status = response.status_code
+                content = await _content(response, most_bytes if status == 200 else _MOST_OF_ERROR)
         except TimeoutError:
             raise _TryAgainError("timeout", f"no answer in {self.config.timeout:g} s") from None
         except self._httpx.HTTPError as error:
             said = self._shown(f"{type(error).__name__} {error}")
             raise _TryAgainError("connection", said) from None
-        status = response.status_code
-        if status == 200:
-            try:
-                return response.json()
-            except (ValueError, RecursionError):
-                raise _TryAgainError("not JSON", self._shown(response.text)) from None
-        said = self._shown(_message(response))
+        if status != 200:
+            said = self._shown(_message(content))
+            self._refuse(status, said, path, retry_after(response.headers.get("retry-after")))
+        if len(content) > most_bytes:
+            raise _TryAgainError("too long", f"an answer of more than {most_bytes:,} bytes")
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError):
+            raise _TryAgainError("not JSON", self._shown(_text(content))) from None
+
+    def _refuse(self, status: int, said: str, path: str, asked: float | None) -> NoReturn:
+        """What a status means: to be tried again, no request of ours, or not this one."""
         if status in _AGAIN:
-            raise _TryAgainError(
-                str(status), said, retry_after(response.headers.get("retry-after"))
-            )
+            raise _TryAgainError(str(status), said, asked)
         if status in _HOPELESS:
             raise EndpointError(
-                f"{self.config.base_url} answers {status} to {path}: {said}; {self._advice(status)}"
+                f"{self.config.base_url} answers {status} to {path}: {said}; {self.advice(status)}"
             )
-        self.failures[str(status)] += 1
-        refusal = RequestFailedError(f"{status}: {said}")
-        refusal.is_refusal = True
-        raise refusal
+        raise RequestFailedError(f"{status}: {said}", str(status), status)
+
+    def _tell_of_wait(self, seconds: float, why: str) -> None:
+        until = time.strftime("%H:%M:%S", time.localtime(time.time() + seconds))
+        print(
+            f"note: {self.config.base_url} asks to wait {seconds:.0f} s ({why}); nothing is sent "
+            f"to it before {until}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _read(self, answer: Any, read: Callable[[dict[str, Any]], Read]) -> Read:
         if not isinstance(answer, dict):
@@ -163,7 +203,8 @@ class Endpoint:
             said = self._shown(f"{type(error).__name__} {error}")
             raise _TryAgainError("malformed", said) from None
 
-    def _advice(self, status: int) -> str:
+    def advice(self, status: int) -> str:
+        """What to do about a status that all requests get."""
         if status in (401, 403):
             name = self.config.api_key_env or DEFAULT_KEY
             return f"put a valid key into the environment variable {name}"
@@ -210,12 +251,27 @@ def key_of(config: EndpointConfig) -> str | None:
     return key or None
 
 
-def _message(response: Any) -> str:
+async def _content(response: Any, most: int) -> bytes:
+    """The body; of one that is longer, somewhat more than so many bytes."""
+    content = bytearray()
+    async with aclosing(response.aiter_bytes()) as parts:
+        async for part in parts:
+            content += part
+            if len(content) > most:
+                break
+    return bytes(content)
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "replace")
+
+
+def _message(content: bytes) -> str:
     """What an error's body says."""
     try:
-        return _said(response.json())
+        return _said(json.loads(content))
     except (ValueError, RecursionError):
-        return response.text
+        return _text(content)
 
 
 def _said(body: Any) -> str:

@@ -3,8 +3,8 @@
 Beside `OUT.jsonl` lies `.OUT.jsonl.journal/`, with an append-only file per process and start. A
 line holds a checksum, the row's index and the row; one that is torn or damaged is as if it was
 never written. When all rows are there they become one file, in order, in one rename, with
-`OUT.summary.json` beside it; the journal then goes. No torch here, and no network of its own: with
-several processes the caller lets the main one open first, and publish last.
+its summary (`row_file.summary_of`) beside it; the journal then goes. No torch here, and no network
+of its own: with several processes the caller lets the main one open first, and publish last.
 
     journal = Journal.open(output, identity)          # refuses another recipe's work
     for index in range(num_rows):

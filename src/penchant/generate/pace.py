@@ -13,6 +13,8 @@ _LONGEST_BACKOFF = 60.0
 """[s] between two attempts, unless the server asks for more."""
 _MOST_PATIENCE = 3600.0
 """[s] that a server may ask us to wait; more counts as this."""
+_WORTH_TELLING = 5.0
+"""[s] from which on a wait is told, and by which another must end later to be one of its own."""
 
 
 @final
@@ -27,6 +29,7 @@ class Pace:
         self._next_request = 0.0
         self._next_token = 0.0
         self._held_until = 0.0
+        self._told_until = 0.0
 
     async def turn(self, num_tokens: int) -> None:
         """Waits until a request of about so many tokens may be sent."""
@@ -43,9 +46,17 @@ class Pace:
         """Corrects the guess once the server has counted."""
         self._next_token += (num_tokens - guessed) * self._per_token
 
-    def hold(self, seconds: float) -> None:
-        """No request is sent for so long."""
-        self._held_until = max(self._held_until, time.monotonic() + seconds)
+    def hold(self, seconds: float) -> bool:
+        """No request is sent for so long; returns whether that is a wait to tell of.
+
+        Requests that were under way together are all told to wait: that is one wait.
+        """
+        until = time.monotonic() + seconds
+        self._held_until = max(self._held_until, until)
+        if seconds < _WORTH_TELLING or until < self._told_until + _WORTH_TELLING:
+            return False
+        self._told_until = until
+        return True
 
 
 def backoff(attempt: int, first: float, asked: float | None, rng: random.Random) -> float:

@@ -13,11 +13,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 from penchant.data import fields
-from penchant.data.formats import ROWS_LOOKED_AT, alpaca, detect, solutions, usual_columns
+from penchant.data.formats import alpaca, answers, detect, solutions, usual_columns
+from penchant.data.reading import looked_at
 from penchant.data.rows import Row, RowError, SetAside, excerpt
 from penchant.data.source import Source, parse_sources, read_rows
 from penchant.data.transcripts import is_transcript, turns
@@ -142,15 +142,9 @@ def read_questions(
 def _comparisons(
     source: Source, rows: Iterator[Row | SetAside], format: str, formats: dict[str, str]
 ) -> Iterator[tuple[Comparison, Mapping[str, Any]] | SetAside]:
-    first: list[Row | SetAside] = []
-    values: list[Mapping[str, Any]] = []
-    for row in rows:
-        first.append(row)
-        values += [row.value] if isinstance(row, Row) else []
-        if len(values) == ROWS_LOOKED_AT:
-            break
+    values, rows = looked_at(rows)
     read, formats[source.name] = _reader(values, source.name, source.format or format)
-    for row in chain(first, rows):
+    for row in rows:
         if isinstance(row, SetAside):
             yield row
             continue
@@ -180,6 +174,8 @@ def _reader(values: Sequence[Mapping[str, Any]], name: str, wanted: str) -> tupl
         if wanted != "auto" or "more than one format" in str(error) or not is_plain:
             raise
         return _plain, PLAIN
+    if reader.module.NAME == answers.NAME:
+        return _plain, reader.label  # whatever was answered: of these rows only the prompt is asked
     return reader.read, reader.label
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from penchant.data.files import kind, stem
+from penchant.data.files import kind
 from penchant.errors import RecipeError, SaveError
 
 try:
@@ -22,6 +22,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 KINDS = (".jsonl", ".ndjson", ".json")
+_ENDS = (*KINDS, *(f"{one}.gz" for one in KINDS))
+_SUMMARY = ".summary.json"
 
 
 def check(output: Path) -> None:
@@ -31,13 +33,23 @@ def check(output: Path) -> None:
             f"output={output}: rows are written to files that end in {', '.join(KINDS)}, "
             "or these with .gz"
         )
+    if output.name.endswith(_SUMMARY):
+        raise RecipeError(
+            f"output={output}: files that end in {_SUMMARY} are summaries of others; give another "
+            "name"
+        )
     if output.is_dir():
         raise RecipeError(f"output={output} is a folder; give a file")
 
 
 def summary_of(output: Path) -> Path:
-    """Where an output's summary lies: `OUT.summary.json`."""
-    return output.with_name(f"{stem(output)}.summary.json")
+    """Where an output's summary lies: of `OUT.jsonl` in `OUT.summary.json`, of any other file in
+    `FILE.summary.json` with its whole name (`OUT.json.summary.json`), so that no two share one.
+    """
+    short = output.name.removesuffix(".jsonl")
+    if short.lower().endswith(_ENDS):  # OUT.json.jsonl: its short name is another output's whole
+        short = output.name
+    return output.with_name(f"{short}{_SUMMARY}")
 
 
 def write_rows(output: Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -60,7 +72,7 @@ def write_rows(output: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def write_summary(output: Path, summary: Mapping[str, Any]) -> None:
-    """Writes `OUT.summary.json`; raises SaveError."""
+    """Writes an output's summary; raises SaveError."""
     with saving(output), replacing(summary_of(output)) as raw:
         raw.write((json.dumps(dict(summary), indent=2) + "\n").encode())
 

@@ -31,6 +31,8 @@ class Scored:
     """Candidates beyond the first n."""
     num_without_score: int = 0
     """Candidates whose score, or gold score, is missing or not finite."""
+    domains: tuple[str, ...] | None = None
+    """DSP's domain of each."""
 
 
 def read_scored(row: CarriedRow, by: str, gold: str | None, n: int | None) -> Scored:
@@ -71,6 +73,7 @@ def read_scored(row: CarriedRow, by: str, gold: str | None, n: int | None) -> Sc
         None if worth is None else tuple(worth[place] for place in kept),
         num - len(first),
         len(first) - len(kept),
+        _domains(row.columns.get("domains"), num, kept),
     )
 
 
@@ -108,6 +111,13 @@ def draw(scored: Scored, settings: PairSettings) -> tuple[Comparison, list[str]]
     if not kept:
         raise RowError(dropped[0], "no pair of this row is used")
     return replace(scored.comparison, pairs=tuple(kept)), dropped
+
+
+def _domains(given: Any, num: int, kept: Sequence[int]) -> tuple[str, ...] | None:
+    """Of the candidates that take part; None where the column is none, or another one."""
+    if not isinstance(given, list) or len(given) != num:
+        return None
+    return tuple(str(given[place]) for place in kept)
 
 
 def _column(row: CarriedRow, comparison: Comparison, name: str) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 from penchant.errors import EndpointError
 from penchant.generate.answers import Answer, Answered, Task, Watch
@@ -24,9 +24,13 @@ _NOT_WHOLE = frozenset({"abort", "error"})
 """How some servers say that an answer broke off."""
 _FEWEST_FAILURES = 8
 """Prompts that fail one after another, at least, before the server counts as gone."""
+_FEWEST_REFUSALS = 3
+"""The same before its first answer, where what is refused may be the key: its words are shown."""
 _SEEDS = 2**31
 _BYTES_PER_TOKEN = 4
 """About, for the limit of tokens per minute; corrected by what the server counts."""
+_MOST_BYTES, _MOST_BYTES_PER_TOKEN = 2**20, 2**10
+"""Of an answer: so many, and so many more for each token that was asked for."""
 
 
 @dataclass
@@ -72,6 +76,9 @@ class ServedModel:
         self.sampling, self.stop = sampling, tuple(stop)
         self._failed_in_a_row = 0
         self._has_answered = False
+        self._last_error: RequestFailedError | None = None
+        self._is_refusing = num_processes == 1
+        """Whether every prompt that failed was refused; one process of several sees only some."""
 
     def answer(self, tasks: Sequence[Task], watch: Watch) -> None:
         """Draws the samples of all tasks; a prompt that gets no answer is finished with an error.
@@ -103,6 +110,7 @@ class ServedModel:
                     watch.check()
                     for worker in done:
                         worker.result()
+                self._check_any_answer(len(tasks))
             finally:
                 for worker in pending:
                     worker.cancel()
@@ -126,28 +134,43 @@ class ServedModel:
             owner.waiting -= 1
             if not owner.waiting:
                 why = owner.errors[0] if owner.errors else None
-                shown = None if why is None else str(why)
-                watch.finished(
-                    Answered(owner.task.question, owner.answers, owner.prompt_tokens, shown)
-                )
+                shown = (None, None) if why is None else (str(why), why.kind)
+                found = owner.answers, owner.prompt_tokens
+                watch.finished(Answered(owner.task.question, *found, *shown))
                 self._count(why)
+
+    def _check_any_answer(self, num_prompts: int) -> None:
+        """Raises EndpointError where all there were to ask, be they few, were refused."""
+        if self._last_error is not None and self._is_refusing and not self._has_answered:
+            self._give_up(self._last_error, num_prompts)
 
     def _count(self, error: RequestFailedError | None) -> None:
         """Raises EndpointError where the server fails prompt after prompt."""
-        if error is not None and error.is_refusal and self._has_answered:
-            return  # the prompt's own fault: it is too long, say, and its neighbours may be as well
-        self._failed_in_a_row = 0 if error is None else self._failed_in_a_row + 1
-        most = max(_FEWEST_FAILURES, 2 * self.config.concurrency)
-        if self._failed_in_a_row < most:
+        if error is None:
+            self._failed_in_a_row = 0
             return
-        assert error is not None, "the last one failed"
-        remedy = (
-            "it answered none before: mend the settings or these prompts"
-            if error.is_refusal
-            else "what was answered is kept: run the same command when the server is back"
-        )
+        self._last_error = error
+        self._is_refusing = self._is_refusing and error.is_refusal
+        if error.is_of_prompt and self._has_answered:
+            return  # the prompt's own fault: it is too long, say, and its neighbours may be as well
+        self._failed_in_a_row += 1
+        most = max(_FEWEST_FAILURES, 2 * self.config.concurrency)
+        if error.is_refusal and not error.is_of_prompt and not self._has_answered:
+            most = _FEWEST_REFUSALS
+        if self._failed_in_a_row >= most:
+            self._give_up(error, self._failed_in_a_row)
+
+    def _give_up(self, error: RequestFailedError, num_failed: int) -> NoReturn:
+        if not error.is_refusal:
+            remedy = "what was answered is kept: run the same command when the server is back"
+        elif self._has_answered:
+            remedy = "what was answered is kept: run the same command when it answers again"
+        else:
+            remedy = "it answered none before: mend the settings or these prompts"
+        if error.status == 403:
+            remedy += f", or {self.endpoint.advice(403)}"
         raise EndpointError(
-            f"{self.config.base_url} failed {most} prompts one after another, the last with "
+            f"{self.config.base_url} failed {num_failed} prompts one after another, the last with "
             f"{error}; {remedy}"
         )
 
@@ -163,7 +186,11 @@ class ServedModel:
                 len(left) * self.sampling.max_new_tokens
             )
             found, usage = await self.endpoint.ask(
-                path, body, lambda answer: _choices(answer, is_chat), num_tokens=guess
+                path,
+                body,
+                lambda answer: _choices(answer, is_chat),
+                num_tokens=guess,
+                most_bytes=self._most_bytes(len(left)),
             )
             self._has_answered = True
             counted = usage.get("completion_tokens")
@@ -173,6 +200,11 @@ class ServedModel:
                 # What several choices used together is nobody's count.
                 own = counted if len(found) == 1 else None
                 request.owner.answers[left.pop(0)] = self._answer_of(text, finish, own)
+
+    def _most_bytes(self, num_samples: int) -> int:
+        """Far more than so many samples can take, however they are escaped."""
+        most = num_samples * self.sampling.max_new_tokens
+        return _MOST_BYTES + _MOST_BYTES_PER_TOKEN * most
 
     def _answer_of(self, text: str, finish: str, num_tokens: int | None) -> Answer:
         """Some servers ignore stop texts: the answer is cut here as well."""

@@ -19,6 +19,12 @@ _WORDS = {
 }
 _SHORT = {"score": "score", "gold": "gold", "gold_by_itself": "gold, best possible"}
 _SERIES = {"score": 1, "gold": 2, "gold_by_itself": 3}
+_LEFT_OUT = {
+    "rows_left_out": "rows not drawn by fraction or rows",
+    "empty_responses_left_out": "responses without text",
+    "candidates_left_out": "candidates beyond the first n",
+    "candidates_without_score": "candidates without a finite score",
+}
 _LINE = 16
 """Height of a name beside a line."""
 _MEANINGS = [
@@ -181,6 +187,9 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Rows", f"{summary['rows']:,} read, {summary['rows_used']:,} used"),
         ("Candidates", f"{summary['candidates']:,} with a score"),
     ]
+    for name, words in _LEFT_OUT.items():
+        if summary[name]:
+            facts.append(("Left out", f"{summary[name]:,} {words}"))
     for reason, count in summary["set_aside"].items():
         facts.append(("Set aside", f"{count:,} rows: {reason}"))
     for reason, count in summary["pairs_dropped"].items():

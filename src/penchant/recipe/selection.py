@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from penchant.data.config import DatasetConfig
+from penchant.data.config import DatasetConfig, by_path, check_lengths
 from penchant.models.config import ModelSource
 from penchant.recipe.kinds import Recipe
 
@@ -47,11 +47,7 @@ class RowsConfig(BaseModel):
     format: str = Field("auto", min_length=1)
     """Name of the source format, `name:choice` where it has choices; auto: by its columns."""
 
-    @field_validator("train", mode="before")
-    @classmethod
-    def _listed(cls, given: Any) -> Any:
-        listed = given if isinstance(given, (list, tuple)) else [given]
-        return tuple({"path": one} if isinstance(one, str) else one for one in listed)
+    _sources = field_validator("train", mode="before")(by_path)
 
 
 class ScoreData(BaseModel):
@@ -74,18 +70,11 @@ class ScoreData(BaseModel):
     strict: bool = False
     """Whether any row that cannot be scored stops the command."""
 
-    @field_validator("train", mode="before")
-    @classmethod
-    def _listed(cls, given: Any) -> Any:
-        listed = given if isinstance(given, (list, tuple)) else [given]
-        return tuple({"path": one} if isinstance(one, str) else one for one in listed)
+    _sources = field_validator("train", mode="before")(by_path)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        longest, prompt = self.max_length, self.max_prompt_length
-        if longest is not None and prompt is not None and prompt > longest:
-            raise ValueError(f"data.max_prompt_length {prompt} is above data.max_length {longest}; "
-                             "lower it or leave it out")  # fmt: skip
+        check_lengths(self.max_length, self.max_prompt_length)
         return self
 
 
@@ -120,13 +109,7 @@ class ScoreRecipe(Recipe):
     output_dir: str = ""
     """Not used: `output` says where."""
 
-    @field_validator("models", mode="before")
-    @classmethod
-    def _paths(cls, given: Any) -> Any:
-        if given is None:
-            return ()
-        listed = given if isinstance(given, (list, tuple)) else [given]
-        return tuple({"path": one} if isinstance(one, str) else one for one in listed)
+    _paths = field_validator("models", mode="before")(by_path)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -10,6 +10,10 @@ It may also have
   and `DRAWS_PAIRS = True` where it wants pairs drawn from scores first;
 - `read_every`, which is `read` with empty responses kept in their places, so that columns with a
   value per response still fit;
+- `num_given(row) -> int`, where `read` leaves empty responses out and nothing keeps them: how many
+  the row has with those;
+- `more_columns(row, choice) -> dict`, columns with a value per response that the row says in
+  another way, for commands that carry columns along;
 - `MAX_PAIRS_PER_PROMPT`, the cap where the recipe sets none.
 """
 

@@ -44,8 +44,7 @@ def read(row: Mapping[str, Any], row_id: str, source: str, choice: str = "") -> 
         raise RowError("missing_column", f"no response for {choice!r}")
     texts = [
         fields.checked_string(given[name], f"the response for {name}")
-        for name in (choice, *(name for name in given if name != choice))
-        if given[name] is not None
+        for name in _domains(given, choice)
     ]
     if len(texts) < 2:
         raise RowError("no_pair", "one response, and nothing to compare it with")
@@ -60,6 +59,18 @@ def read(row: Mapping[str, Any], row_id: str, source: str, choice: str = "") -> 
         source=source,
         format=NAME,
     )
+
+
+def more_columns(row: Mapping[str, Any], choice: str | None) -> dict[str, Any]:
+    """`domains`: of which each response is, in the order in which they are read."""
+    given = row["responses"]
+    return {"domains": _domains(given, choice or next(iter(given)))}
+
+
+def _domains(given: Mapping[str, Any], choice: str) -> list[str]:
+    """Those that answer, the preferred one first."""
+    others = (name for name in given if name != choice)
+    return [name for name in (choice, *others) if given[name] is not None]
 
 
 def to_rows(comparison: Comparison) -> list[dict[str, Any]]:

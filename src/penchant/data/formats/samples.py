@@ -35,7 +35,7 @@ def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
     texts = [fields.checked_string(one, name) for name, one in given if one is not None]
     if not texts:
         raise RowError("missing_column", "no sample_0")
-    prompt, responses = _split(query, texts)
+    prompt, responses = split(query, texts)
     return Comparison(
         row_id=row_id,
         prompt=prompt,
@@ -46,8 +46,11 @@ def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
     )
 
 
-def _split(query: str, texts: list[str]) -> tuple[Text, list[Text]]:
-    """A transcript as messages, without the last turn's empty "Assistant:"."""
+def split(query: str, texts: list[str]) -> tuple[Text, list[Text]]:
+    """Prompt and responses: a transcript as messages, without the last turn's empty "Assistant:".
+
+    Any other query stays text, as the responses do.
+    """
     marked = query if is_transcript(query) else f"{query}\n\nAssistant:"
     if not is_transcript(marked):
         return query, list(texts)

@@ -53,6 +53,11 @@ def read(row: Mapping[str, Any], row_id: str, source: str) -> Comparison:
     )
 
 
+def num_given(row: Mapping[str, Any]) -> int:
+    """Texts, the empty ones too."""
+    return len(fields.listed(fields.column(row, *TEXTS), "text"))
+
+
 def _split(texts: Sequence[str]) -> tuple[Text, list[Text]]:
     if all(_SEPARATOR in text for text in texts):
         prompts, _, answers = zip(*(text.partition(_SEPARATOR) for text in texts), strict=True)

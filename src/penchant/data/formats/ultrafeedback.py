@@ -57,6 +57,11 @@ def read(
     )
 
 
+def num_given(row: Mapping[str, Any]) -> int:
+    """Completions, the empty ones too."""
+    return len(fields.listed(fields.column(row, "completions"), "completions"))
+
+
 def _overall(completion: Mapping[str, Any]) -> float:
     return _number(completion.get("overall_score"), "overall_score")
 
