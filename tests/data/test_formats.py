@@ -227,7 +227,7 @@ def test_no_format_names_the_columns_and_the_formats(tmp_path):
         read_one(tmp_path, {"prompt": "Q", "chosen": "A", "rejcted": "B"})
     for part in (
         "chosen, prompt, rejcted",
-        "known formats: alpaca, candidates, dsp, hh, ",
+        "known formats: alpaca, answers, candidates, dsp, hh, ",
         "data.format",
     ):
         assert part in str(caught.value)
