@@ -61,14 +61,26 @@ def keys_of(kind: type[Recipe]) -> dict[str, Key]:
 
 
 def nearest(given: str, known: Iterable[str]) -> str | None:
-    """The known key most like the given one, whole or by its last part."""
+    """The known key most like the given one: of its last part, in its section, whole, anywhere."""
     known = list(known)
-    found = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
-    if found:
-        return found[0]
-    last_parts = {key.rpartition(".")[2]: key for key in reversed(known)}
-    found = difflib.get_close_matches(given.rpartition(".")[2], last_parts, n=1, cutoff=0.6)
-    return last_parts[found[0]] if found else None
+    section, _, last = given.rpartition(".")
+    siblings = [key for key in known if section and key.rpartition(".")[0] == section]
+    same = [key for key in known if key.rpartition(".")[2] == last]
+    below = [key for key in same if section and key.startswith(f"{section}.")]
+    same = below or (same if len(same) == 1 else [])
+    whole = [] if siblings else difflib.get_close_matches(given, known, n=1)
+    found = (*same, _by_last_part(last, siblings), *whole, _by_last_part(last, known))
+    return next(filter(None, found), None)
+
+
+def _by_last_part(last: str, keys: list[str]) -> str | None:
+    """The key whose last part is most like this, or is abbreviated by it: `lr`, `epochs`."""
+    names = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    short = {"".join(word[:1] for word in name.split("_")): name for name in names if "_" in name}
+    words = {word: name for name in names for word in name.split("_")}
+    close = difflib.get_close_matches(last, names, n=1)
+    name = short.get(last) or next(iter(close), None) or words.get(last)
+    return None if name is None else names[name]
 
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterable[Key]:

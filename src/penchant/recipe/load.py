@@ -133,7 +133,8 @@ def _first_error(error: ValidationError, keys: Mapping[str, Key]) -> RecipeError
         return unknown_key(path, keys, old)
     key = keys.get(path)
     if found["type"] == "missing":
-        return RecipeError(f"{path} is missing; allowed: {key.allowed if key else 'text'}")
+        allowed = key.allowed if key else "text"
+        return RecipeError(f"{path} is missing; allowed: {allowed}; give {path}=... or a recipe")
     if found["type"] == "value_error":
         message = str(found["ctx"]["error"])
         named = key is None or key.is_section or message.startswith(path)
