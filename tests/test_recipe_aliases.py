@@ -257,3 +257,98 @@ def test_one_file_under_two_splits_is_still_one_file(tmp_path: Path) -> None:
     file.write_text("{}", encoding="utf-8")
     told = error_of(f"dataset_mixer={{{file}: 0.5}}", "dataset_splits=[train, test]")
     assert f"data.eval is also in data.train ({file.resolve()})" in told
+
+
+def reward_of(*arguments: str) -> tuple[Any, list[str]]:
+    """A reward recipe, and the notes that came with it."""
+    notes: list[str] = []
+    base = ["model=m", "output_dir=o"]
+    return load_recipe("reward", None, [*base, *arguments], note=notes.append), notes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "value"),
+    [
+        (["pooling_type=eos"], "pooling", "last"),
+        (["pooling_type=average"], "pooling", "average"),
+        (["more=true", "alpha=0.99"], "task_weights.alpha", 0.99),
+        (["more=true", "normalize=loss+"], "task_weights.normalise", "loss+"),
+        (["more=true"], "task_weights.name", "more"),
+        (["more=true"], "batches", "mixed"),
+        (["more=true", "resampling=true"], "batches", "balanced"),
+        (["more=false", "resampling=true"], "batches", "mixed"),
+        (["more=false", "resampling=true"], "task_weights.name", "uniform"),
+        (["resampling=true"], "resample", 1000),
+        (["resampling_size=40000", "resampling=true"], "resample", 40000),
+        (["resampling_size=40000"], "resample", "none"),
+        (["truncation_side=left"], "data.truncate_prompt", "keep_end"),
+        (["bt_beta=2.2"], "objective.name", "bradley-terry-soft"),
+        (["bt_beta=2.2"], "objective.bt_beta", 2.2),
+        (["bt_beta=null"], "objective.name", "bradley-terry"),
+        (["center_rewards_coefficient=0.01"], "objective.centring", 0.01),
+        (["soft_label_json=p.json"], "data.soft_labels.below_half", "swap"),
+        (["soft_label_json=p.json", "rescale_p=true"], "data.soft_labels.below_half", "rescale"),
+        (["filter_threshold=0.5"], "data.min_score_gap", 0.5),
+    ],
+)
+def test_flags_of_more_and_mmpo(arguments: list[str], path: str, value: Any) -> None:
+    recipe, notes = reward_of("data=d.jsonl", *arguments)
+    assert value_at(recipe, path) == value
+    said = " ".join(notes)
+    assert all(argument.partition("=")[0] + "=" in said for argument in arguments)
+
+
+def test_the_released_commands_of_more(monkeypatch: Any) -> None:
+    """Five sets, an item of one pair of each on eight devices: 80 pairs per update."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    sets = "[helpful.json, harmless.json, oaast1.json, webgpt.json, summ.json]"
+    common = f"""
+        --model_type pythia --data_dir data --train_data_path {sets.replace(" ", "")}
+        --eval_data_path [helpful.test.json] --reward_domain normal --pooling_type last
+        --padding_side right --truncation_side left --max_length 512 --task_num 5
+        --gradient_accumulation_steps 2 --num_train_epochs 1 --learning_rate 1e-6
+        --eval_at_start False --shuffle True --debug_mode False --valid_data_size 0
+        --lm_loss_coeff 0 --contrast_loss_coeff 0 --lm_score_thresh 0.85 --only_predict_answer True
+        --resampling True --resampling_size 40000
+    """.split()
+    recipe, _ = reward_of(*common, "--per_device_train_batch_size", "1", "--more", "True",
+                          "--normalize", "l2", "--alpha", "0.99", "--reweight", "True")  # fmt: skip
+    assert [one.path for one in recipe.data.train] == sets[1:-1].split(", ")
+    weights = recipe.task_weights
+    assert (weights.name, weights.alpha, weights.normalise) == ("more", 0.99, "l2")
+    assert (recipe.batches, recipe.resample, recipe.training.batch_size) == ("balanced", 40000, 80)
+    multitask, _ = reward_of(*common, "--per_device_train_batch_size", "5", "--more", "False")
+    assert multitask.task_weights.name == "uniform" and multitask.batches == "mixed"
+    assert multitask.training.batch_size == 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pooling_type=mean"], "pooling_type: given 'mean', allowed: one of eos, last"),
+        (["more=1"], "more: given 1, allowed: true | false"),
+        (["resampling=true", "resampling_size=x"], "resampling_size: given 'x', allowed: integer"),
+        (["truncation_side=right"], "truncation_side: given 'right', allowed: left"),
+        (["reweight=false"], "reweight: given False"),
+        (["shuffle=false"], "rows are shuffled by training.seed"),
+        (["lm_loss_coeff=0.1"], "set objective.lm_weight"),
+        (["rescale_p=true"], "rescale_p needs soft_label_json"),
+        (["alpha=0.5"], "task_weights.alpha plays no part in uniform"),
+        (["more=true", "resampling=true", "gradient_accumulation_steps=2"], "give task_num"),
+    ],
+)
+def test_flags_that_cannot_be_meant_say_what_to_do(arguments: list[str], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        reward_of("data=d.jsonl", *arguments)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_policys_soft_labels_stay_a_policys() -> None:
+    """`penchant data` and `penchant train` read MMPO's recipes of a policy."""
+    assert load("bt_beta=2.2").objective == {"name": "mmpo", "bt_beta": 2.2}
+    for command in ("data", "explain"):
+        given = {"model": "m", "data": "d.jsonl", "bt_beta": 2.2, "beta": 0.1}
+        given |= {"row": 1} if command == "explain" else {}
+        assert load_recipe(command, given).objective["name"] == "mmpo"
+    with pytest.raises(RecipeError, match=r"alpha means task_weights\.alpha, which this command"):
+        load("alpha=0.5")

@@ -1,7 +1,7 @@
 """Old names: the keys of TRL, alignment-handbook and their kin, and what they are called here.
 
-Each is renamed, worked out together with others (`aliases_derived.py`), accepted as needless with
-a reason, or refused with what to do. None is ignored in silence.
+Each is renamed, worked out together with others (`aliases_derived.py`, `aliases_rewards.py`),
+accepted as needless with a reason, or refused with what to do. None is ignored in silence.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from penchant.errors import RecipeError
 from penchant.recipe import aliases_derived as derived
+from penchant.recipe import aliases_rewards as rewards
 
 RENAMED = {
     "model_name_or_path": "model.path",
@@ -93,6 +94,7 @@ DERIVED: dict[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
     ),
     **dict.fromkeys(("save_strategy", "save_steps"), lambda _, given: derived.every("save", given)),
     "resume_from_checkpoint": derived.resume,
+    **rewards.DERIVED,
 }
 
 _ENGINE = "the engine chooses attention, packing and micro-batches itself"
@@ -128,6 +130,7 @@ NEEDLESS = {
     "label_pad_token_id": "responses are marked by masks",
     "padding_value": "responses are marked by masks",
     "bnb_4bit_compute_dtype": "the computation follows model.dtype",
+    **rewards.NEEDLESS,
 }
 
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -155,6 +158,7 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "metric_for_best_model": (("eval_loss", "loss"), "leave it out; eval_loss decides"),
     "neftune_noise_alpha": ((None,), "leave it out"),
     "average_log_prob": ((False,), "name a length-normalised objective"),
+    **rewards.ONLY,
 }
 """Values that say what happens anyway; any other is refused, with what to do."""
 
@@ -190,9 +194,14 @@ def old_names() -> list[str]:
     return [*RENAMED, *DERIVED, *NEEDLESS, *ONLY]
 
 
-def translate(key: str, value: Any, given: Mapping[str, Any]) -> Translation:
-    """What an old key means here; `given` holds all old keys, since some work together.
+def translate(
+    key: str, value: Any, given: Mapping[str, Any], *, of_rewards: bool = False
+) -> Translation:
+    """What an old key means here.
 
+    Args
+        given: all old keys, since some work together.
+        of_rewards: whether a reward model is what is trained.
     Raises RecipeError where it has no meaning here, saying what to do.
     """
     if key in REFUSED:
@@ -201,7 +210,11 @@ def translate(key: str, value: Any, given: Mapping[str, Any]) -> Translation:
         return _only(key, value)
     if key in NEEDLESS:
         return Translation({}, f"is not needed: {NEEDLESS[key]}")
-    values = {RENAMED[key]: value} if key in RENAMED else DERIVED[key](value, given)
+    if key in RENAMED:
+        values = {RENAMED[key]: value}
+    else:
+        derive = (rewards.OF_REWARDS if of_rewards else {}).get(key, DERIVED[key])
+        values = derive(value, given)
     became = ", ".join(f"{new}={shown(one)}" for new, one in values.items())
     if "training.batch_size" in values:
         became += f" ({derived.batch_size_factors(given)})"

@@ -65,11 +65,27 @@ def _batch_factors(given: Given) -> dict[str, int]:
     """TRL's defaults are 8 per device and no accumulation."""
     per_device = given.get("per_device_train_batch_size", 8)
     accumulation = given.get("gradient_accumulation_steps", 1)
-    return {
+    factors = {
         "per device": number("per_device_train_batch_size", per_device, int),
         "accumulated": number("gradient_accumulation_steps", accumulation, int),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
+    if given.get("more") is True and given.get("resampling") is True:
+        factors["tasks"] = _num_tasks(given)
+    return factors
+
+
+def _num_tasks(given: Given) -> int:
+    """MORE counts items, each of one pair per task."""
+    paths = given.get("train_data_path")
+    if isinstance(paths, list):
+        return len(paths)
+    if "task_num" in given:
+        return int(number("task_num", given["task_num"], int))
+    raise RecipeError(
+        "per_device_train_batch_size counts items of one pair per task here; give task_num, or "
+        "instead of it training.batch_size (pairs of all tasks together)"
+    )
 
 
 def train_set(_: Any, given: Given) -> Values:

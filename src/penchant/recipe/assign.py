@@ -14,6 +14,9 @@ from penchant.recipe.text import read_yaml
 
 Item = tuple[str, Any]
 
+OF_REWARDS = "bradley-terry"
+"""The objective of a recipe that trains a reward model, where it names none."""
+
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][\w.\-]*=", flags=re.ASCII)
 
 
@@ -63,12 +66,13 @@ def build(items: Iterable[Item], keys: Mapping[str, Key], note: Callable[[str], 
     items = list(items)
     notes: dict[str, dict[str, None]] = {}
     given = {key: value for key, value in items if key not in keys and is_old_name(key)}
+    of_rewards = "objective" in keys and keys["objective"].default == OF_REWARDS
     built: dict[str, Any] = {}
     for key, value in items:
         if key not in given:
             assign(built, key, value)
             continue
-        translation = translate(key, value, given)
+        translation = translate(key, value, given, of_rewards=of_rewards)
         for new, new_value in translation.values.items():
             if new.split(".")[0] not in keys:
                 raise RecipeError(f"{key} means {new}, which this command does not have")
