@@ -16,7 +16,7 @@ from penchant.recipe.reading import ExplainRecipe
 from penchant.train import fit, pairs, token_kl
 from penchant.train import reference as reference_pass
 from penchant.train.device import pick_device
-from penchant.train.policy import Placement, build_model, named_reference
+from penchant.train.policy import Placement, build_model, hub_keywords, named_reference
 from penchant.train.step import StepSize
 from penchant.types import PairLogps, TokenLogps, TokenTree
 
@@ -25,15 +25,20 @@ from penchant.types import PairLogps, TokenLogps, TokenTree
 class Measured:
     """Numbers of one tree; per response a list with one number per scored token [nats]."""
 
-    policy: list[list[float]]
-    reference: list[list[float]] | None
-    weights: list[tuple[list[float], list[float]]] | None
+    policy: list[list[float]] | None
+    """None of a reward model, unless its objective has a language-model term."""
+    reference: list[list[float]] | None = None
+    weights: list[tuple[list[float], list[float]]] | None = None
     """Per pair: what each scored token of chosen and rejected counts."""
     loss: list[float]
-    """Per pair, as the last four."""
+    """Per pair, as the next three."""
     chosen_reward: list[float]
     rejected_reward: list[float]
     soft_label: list[float] | None
+    scores: list[float] | None = None
+    """A reward model's, per response."""
+    is_head_new: bool = False
+    """Whether those are by a head that has not been trained."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -45,23 +50,12 @@ def measure(recipe: ExplainRecipe, objective: Any, tokenizer: Any, tree: TokenTr
 
     Raises ModelError where a model cannot be loaded or cannot read the tree.
     """
-    hub: dict[str, Any] = {
-        "revision": recipe.model.revision,
-        "trust_remote_code": recipe.model.trust_remote_code,
-    }
-    config = load.load_config(recipe.model.path, **hub)
-    load.check_fit(config, tokenizer, recipe.model.path)
-    longest = len(tree.prompt_ids) + max(map(len, tree.response_ids))
-    load.check_length(config, longest, recipe.model.path)
-    job = _job(recipe, objective, tokenizer, tree)
-    device = torch.device(pick_device(recipe.training.device))
-    dtype = load.compute_dtype(recipe.model.path, recipe.model.dtype, **hub)
-    torch.manual_seed(recipe.training.seed)
+    place = placement(recipe, tokenizer, tree)
+    job = job_of(recipe, objective, tokenizer, tree)
     try:
-        model = build_model(recipe.model, dtype, base_dropout=False)
+        model = build_model(recipe.model, place.dtype, base_dropout=False)
     except OSError as error:
         raise ModelError(str(error)) from error
-    place = Placement(device, dtype, ALONE)
     prepared = place.prepare(model)
     needs_model = {"reference", "token_kl"} & objective.needs
     named = named_reference(recipe.reference, place) if needs_model else None
@@ -71,11 +65,27 @@ def measure(recipe: ExplainRecipe, objective: Any, tokenizer: Any, tree: TokenTr
     reference = None
     if "reference" in objective.needs:
         store = reference_pass.fill(job, None, named or prepared, tree.num_tokens)
-        reference = store.logps([tree], device)
+        reference = store.logps([tree], place.device)
     with torch.no_grad():
         model.eval()
         policy = prepared.logps([tree], entropy="entropy" in objective.needs, kl_to=kl_to)
     return evaluate(objective, tree, policy, reference)
+
+
+def placement(recipe: ExplainRecipe, tokenizer: Any, tree: TokenTree) -> Placement:
+    """Where and in which numbers the model computes; seeds what is drawn.
+
+    Raises ModelError where it cannot read the tree.
+    """
+    path, hub = recipe.model.path, hub_keywords(recipe.model)
+    config = load.load_config(path, **hub)
+    load.check_fit(config, tokenizer, path)
+    longest = len(tree.prompt_ids) + max(map(len, tree.response_ids))
+    load.check_length(config, longest, path)
+    device = torch.device(pick_device(recipe.training.device))
+    dtype = load.compute_dtype(path, recipe.model.dtype, **hub)
+    torch.manual_seed(recipe.training.seed)
+    return Placement(device, dtype, ALONE)
 
 
 def evaluate(
@@ -86,15 +96,15 @@ def evaluate(
         name: value.to(policy.values_T.device)
         for name, value in pairs.scores([tree], objective.uses).items()
     }
-    labels = _soft_labels(objective, extras)
+    labels = labels_of(objective, extras)
     if "tokens_per_pair" in objective.uses:
         extras["tokens_per_pair"] = StepSize.of([tree]).tokens_per_pair
     policy_pairs = pairs.pair_logps([tree], policy)
     reference_pairs = None if reference is None else pairs.pair_logps([tree], reference)
     output = objective(policy_pairs, reference_pairs, **extras)
     return Measured(
-        policy=_lists(policy),
-        reference=None if reference is None else _lists(reference),
+        policy=lists(policy),
+        reference=None if reference is None else lists(reference),
         weights=_weights(objective.token_weights, policy_pairs, reference_pairs),
         loss=output.loss_P.tolist(),
         chosen_reward=output.chosen_reward_P.tolist(),
@@ -103,7 +113,11 @@ def evaluate(
     )
 
 
-def _soft_labels(objective: Any, extras: dict[str, Tensor]) -> list[float] | None:
+def labels_of(objective: Any, extras: dict[str, Tensor]) -> list[float] | None:
+    """The soft label of each pair; None of an objective without them.
+
+    Args: `extras`: what the objective gets of scores and labels, by name.
+    """
     from penchant.objectives._soft_labels import LABEL_ARGUMENTS, soft_labels
 
     base = getattr(objective, "base", objective)
@@ -112,7 +126,8 @@ def _soft_labels(objective: Any, extras: dict[str, Tensor]) -> list[float] | Non
     return soft_labels(base.bt_beta, **extras).tolist()
 
 
-def _lists(logps: TokenLogps) -> list[list[float]]:
+def lists(logps: TokenLogps) -> list[list[float]]:
+    """Per response a list."""
     return [one.tolist() for one in logps.per_response()]
 
 
@@ -146,7 +161,8 @@ def _with_leaves(policy: PairLogps, leaves: list[Tensor]) -> PairLogps:
     )
 
 
-def _job(recipe: ExplainRecipe, objective: Any, tokenizer: Any, tree: TokenTree) -> fit.Job:
+def job_of(recipe: ExplainRecipe, objective: Any, tokenizer: Any, tree: TokenTree) -> fit.Job:
+    """A training on this tree alone, by which models are built; it does not run."""
     return fit.Job(
         model=recipe.model,
         reference=recipe.reference,

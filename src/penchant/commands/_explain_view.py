@@ -37,30 +37,40 @@ def explanation(
         ],
         pairs=_pairs(single, measured),
         facts=[
-            ("Policy", recipe.model.path),
-            ("Reference", recipe.reference.path if recipe.reference else "the policy as it starts"),
+            *_models(recipe, objective),
             ("Objective", ", ".join(f"{key} {value}" for key, value in recipe.objective.items())
              if objective.name != "sft" else "sft"),
             ("Data", f"{row.source}, read as {row.format}"),
         ],
-        warnings=_warnings(single, why_not),
+        warnings=_warnings(single, measured, why_not),
     )  # fmt: skip
+
+
+def _models(recipe: ExplainRecipe, objective: Any) -> list[tuple[str, str]]:
+    if objective.input == "ranking":
+        return [("Reward model", recipe.model.path)]
+    named = recipe.reference.path if recipe.reference else "the policy as it starts"
+    return [("Policy", recipe.model.path), ("Reference", named)]
 
 
 def _lead(single: SingleRow, objective: Any) -> str:
     tree = single.tree
     pairs = len(tree.pairs_P2)
     what = f"{pairs} pair{'s' if pairs != 1 else ''}" if pairs else "no pair"
-    scored = sum(map(sum, tree.response_masks))
+    scored = f"{objective.name} scores {sum(map(sum, tree.response_masks)):,} of them"
+    if objective.input == "ranking":
+        scored = f"gives each response a score, which {objective.name} compares"
     return (
         f"A prompt of {len(tree.prompt_ids):,} tokens and {len(tree.response_ids)} "
         f"response{'s' if len(tree.response_ids) != 1 else ''}, {what}; the model reads "
-        f"{tree.num_tokens:,} tokens and {objective.name} scores {scored:,} of them."
+        f"{tree.num_tokens:,} tokens and {scored}."
     )
 
 
-def _warnings(single: SingleRow, why_not: str) -> list[str]:
+def _warnings(single: SingleRow, measured: Measured | None, why_not: str) -> list[str]:
     found = [why_not] if why_not else []
+    if measured is not None and measured.is_head_new:
+        found.append("The head that scores is new, drawn by training.seed: so a training starts.")
     prompt_cut = sum(token.is_cut for token in single.prompt)
     if prompt_cut:
         found.append(f"{prompt_cut:,} prompt tokens are cut (data.truncate_prompt says which end).")
@@ -106,7 +116,7 @@ def _response_tokens(single: SingleRow, measured: Measured | None, index: int) -
     marks: Sequence[bool] = ()
     if tree.marks is not None and tree.marks:
         marks = tree.marks[place].chosen if on_left else tree.marks[place].rejected
-    policy = iter(measured.policy[index] if measured else ())
+    policy = iter(measured.policy[index] if measured and measured.policy else ())
     reference = iter(measured.reference[index] if measured and measured.reference else ())
     weights = iter(measured.weights[place][not on_left] if measured and measured.weights else ())
     views = []
@@ -130,7 +140,9 @@ def _facts(single: SingleRow, measured: Measured | None, index: int) -> list[tup
     facts = [("Tokens", f"{len(single.tree.response_ids[index]):,}, {scored:,} of them scored")]
     if single.tree.scores_R is not None:
         facts.append(("Score", f"{single.tree.scores_R[index]:g}"))
-    if measured is not None:
+    if measured is not None and measured.scores is not None:
+        facts.append(("Reward", _number(measured.scores[index])))
+    if measured is not None and measured.policy is not None:
         total = sum(measured.policy[index])
         text = f"{total:.2f} nats, {total / max(scored, 1):.2f} a token"
         if measured.reference is not None:

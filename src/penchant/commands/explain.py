@@ -1,5 +1,7 @@
 """Shows one comparison as the model sees it: tokens, cuts, log-probabilities, loss, rewards.
 
+The recipe may be that of a policy or of a reward model; the objective says which.
+
 Without loadable weights, or with tokens_only=true, it shows the tokens alone and says so.
 """
 
@@ -15,6 +17,7 @@ from penchant.train.output_dir import check_possible
 if TYPE_CHECKING:
     from penchant.commands._explain_measure import Measured
     from penchant.data import Comparisons
+    from penchant.data.config import DataConfig
     from penchant.data.single import SingleRow
 
 
@@ -33,6 +36,7 @@ def run(recipe: ExplainRecipe, dry_run: bool = False) -> dict[str, Any]:
 
     is_sft = recipe.sft is not None or recipe.objective["name"] == "sft"
     objective = objectives.load("sft") if is_sft else objectives.load(**recipe.objective)
+    recipe = recipe.model_copy(update={"data": _with_pairs(recipe.data, objective)})
     tokenizer = load_tokenizer(
         recipe.model.path,
         revision=recipe.model.revision,
@@ -56,6 +60,13 @@ def run(recipe: ExplainRecipe, dry_run: bool = False) -> dict[str, Any]:
         path.write_text(explain_page(shown), encoding="utf-8")
         print(f"wrote {path}")
     return _numbers(single, measured)
+
+
+def _with_pairs(config: DataConfig, objective: Any) -> DataConfig:
+    """How rows become pairs where the recipe does not say: as `train` or `reward` do it."""
+    pairing, ties = ("all", "drop") if objective.input == "ranking" else ("best-vs-worst", "keep")
+    update = {"pairing": config.pairing or pairing, "ties": config.ties or ties}
+    return config.model_copy(update=update)
 
 
 def find_row(recipe: ExplainRecipe, objective: Any, tokenizer: Any) -> SingleRow:
@@ -102,9 +113,11 @@ def _measured(
     if recipe.tokens_only:
         return None, "tokens_only: no weights were loaded"
     from penchant.commands._explain_measure import measure
+    from penchant.commands._explain_rewards import measure_rewards
 
+    work = measure_rewards if objective.input == "ranking" else measure
     try:
-        return measure(recipe, objective, tokenizer, single.tree), ""
+        return work(recipe, objective, tokenizer, single.tree), ""
     except ModelError as error:
         return None, f"tokens only: {error}"
 

@@ -57,8 +57,8 @@ class Explanation:
 PAIR_COLUMNS = (
     Column("Pair", ""),
     Column("Loss", "Of this pair, as the objective counts it."),
-    Column("Reward of chosen", "Implicit reward."),
-    Column("Reward of rejected", "Implicit reward."),
+    Column("Reward of chosen", "Implicit reward; of a reward model its score."),
+    Column("Reward of rejected", "Implicit reward; of a reward model its score."),
     Column("Margin", "Reward of chosen less reward of rejected."),
     Column("Score gap", "Score of chosen less score of rejected, as the objective sees them."),
     Column("Soft label", "Probability that chosen is the better one."),

@@ -6,6 +6,7 @@ and unused.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -98,13 +99,17 @@ class DataRecipe(Recipe):
                                  "give tokenizer=PATH or model=DIR")  # fmt: skip
 
 
+_OF_REWARDS = ("task_weights", "batches", "resample", "pooling")
+"""Keys that only reward recipes have."""
+
+
 class ExplainRecipe(Recipe):
     """One comparison as the model sees it: `penchant explain RECIPE.yaml row=17`."""
 
     row: int | str
     """Number of the row in its file (line, from 1), or its id `<source>:<number>`."""
     model: ModelConfig
-    """The policy; of a finished run, its folder."""
+    """The policy, or the reward model; of a finished run, its folder."""
     reference: ModelSource | None = None
     """The frozen model to measure against; default: the policy as it starts."""
     data: DataConfig
@@ -117,19 +122,47 @@ class ExplainRecipe(Recipe):
     """Also write an HTML page to this file."""
     sft: SftConfig | None = None
     """Of an sft recipe; its presence means objective=sft."""
+    task_weights: TaskWeightsConfig | None = None
+    """Of a reward recipe; a row is explained by itself, as a task of its own."""
+    batches: str | None = None
+    """Of a reward recipe; not used."""
+    resample: str | int | None = None
+    """Of a reward recipe; not used."""
+    pooling: Literal["last", "average", "max"] | None = None
+    """Of a reward recipe: what the head scores; default: last, or the starting reward model's."""
     training: TrainingConfig = TrainingConfig()
     """Of a training recipe; seed and device are used."""
     output_dir: str = ""
     """Of a training recipe; not used."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_rewards(cls, given: Any) -> Any:
+        """The objective's default is that of the recipe's command."""
+        if not isinstance(given, Mapping) or not any(key in given for key in _OF_REWARDS):
+            return given
+        objective = given.get("objective", {})
+        if not isinstance(objective, Mapping):
+            return given
+        return {**given, "objective": {"name": "bradley-terry", **objective}}
 
     @field_validator("objective", mode="before")
     @classmethod
     def _named(cls, given: Any) -> Any:
         return _named(given)
 
+    @field_validator("task_weights", mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
     def resolved(self) -> Self:
-        update = resolved_sections(self.model, self.data, self.training, (5e-7, 2e-5))
-        return self.model_copy(update=update)
+        update: dict[str, Any] = resolved_sections(
+            self.model, self.data, self.training, (5e-7, 2e-5)
+        )
+        # How rows become pairs by default is the objective's to say.
+        own = {"pairing": self.data.pairing, "ties": self.data.ties}
+        return self.model_copy(update=update | {"data": update["data"].model_copy(update=own)})
 
 
 class EvaluateRecipe(Recipe):
