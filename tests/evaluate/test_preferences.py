@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from penchant.commands._evaluate_measure import intervals as ways
+from penchant.commands._evaluate_screen import print_evaluation
 from penchant.errors import DataError
 from penchant.evaluate.measures import Intervals
 from penchant.evaluate.policy import ResponseTotals
@@ -21,6 +25,7 @@ from penchant.evaluate.preferences import (
     rewardbench_scores,
 )
 from penchant.evaluate.sets import PreferenceSet, read_sets
+from penchant.pages.reward_tables import rewardbench_section
 from tests.commands.world import pair, write_rows
 from tests.tiny import tiny_tokenizer
 
@@ -209,3 +214,29 @@ def test_rewardbench_is_recognised_and_averaged(tmp_path: Path) -> None:
     assert rewardbench_scores(results[1:]) is None
     with pytest.raises(DataError, match="alpacaeval-easy is in several sets"):
         rewardbench_scores([results[0], results[0]])
+
+
+def test_a_sections_interval_is_that_of_a_bootstrap_within_its_subsets(tmp_path: Path) -> None:
+    sizes = {"alpacaeval-easy": (90, 70), "mt-bench-med": (50, 28)}
+    rows, right, number = [], [], 0
+    for subset, (size, num_right) in sizes.items():
+        for place in range(size):
+            rows.append(bench_row(subset, number))
+            right.append([1, 0] if place < num_right else [0, 1])
+            number += 1
+    found = rewardbench_scores([figures(judged_by_scores(read(tmp_path, rows), right), ways(0))])
+    chat = found["reward"]["sections"][0]
+    rng = np.random.default_rng(0)
+    drawn = sum(rng.binomial(size, num / size, 20_000) for size, num in sizes.values()) / 140
+    expected = np.quantile(drawn, [0.025, 0.975])
+    assert chat["score"] == pytest.approx(98 / 140)
+    assert chat["interval"] == pytest.approx(tuple(expected), abs=0.015)
+    assert expected[1] - expected[0] > 0.12
+    assert found["reward"]["interval"] is None, "other sections have nothing"
+    json.dumps(found)
+    low, high = (f"{100 * end:.1f}" for end in chat["interval"])
+    assert f"{low} \u2013 {high}\u00a0%" in str(rewardbench_section(found))
+    console = Console(width=90, record=True, file=io.StringIO())
+    sets = {"preferences": {"sets": [], "rewardbench": found}}
+    print_evaluation(sets | {"model": "m", "kind": "reward", "reference": None}, console)
+    assert f"{low}-{high}" in console.export_text()

@@ -32,6 +32,28 @@ def test_a_part_by_hand() -> None:
     )  # fmt: skip
 
 
+def test_intervals_of_a_part_by_hand() -> None:
+    known = {
+        "alpacaeval-easy": (0.7, 1.0), "mt-bench-med": (0.3, 0.8), "llmbar-natural": (0.1, 0.6),
+        "donotanswer": (0.5, 0.9), "math-prm": (0.2, 0.6), "hep-cpp": (0.6, 0.9),
+        "hep-go": (0.4, 0.7),
+    }  # fmt: skip
+    found = scores(PART, known)
+    by_name = {one.name: one for one in found.sections}
+    # Chat, a quarter and three quarters: 0.625 - sqrt((0.25 * 0.3)^2 + (0.75 * 0.2)^2), and
+    # 0.625 + sqrt(0 + (0.75 * 0.3)^2); of a section with one subset it is that subset's.
+    assert by_name["Chat"].interval == (pytest.approx(0.457295, abs=1e-6), pytest.approx(0.85))
+    assert by_name["Chat Hard"].interval == (pytest.approx(0.1), pytest.approx(0.6))
+    assert found.interval is not None and found.score is not None
+    below = [one.score - one.interval[0] for one in found.sections if one.score and one.interval]
+    assert len(below) == 4
+    assert found.score - found.interval[0] == pytest.approx(sum(b * b for b in below) ** 0.5 / 4)
+    del known["donotanswer"]
+    found = scores(PART, known)
+    assert found.sections[2].interval is None and found.interval is None
+    assert found.sections[0].interval == by_name["Chat"].interval
+
+
 def test_prior_sets_count_half_and_each_of_them_alike() -> None:
     found = scores(PART | {"shp": (0.6, 1000), "summarize": (0.8, 10)})
     prior = found.sections[-1]

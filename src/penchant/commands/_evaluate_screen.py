@@ -111,10 +111,19 @@ def _table(heading: str, rows: Sequence[tuple[str, Group]], evaluation: Mapping[
 def _accuracy(one: Mapping[str, Any] | None) -> str:
     if one is None:
         return "-"
-    told = _percent(one["accuracy"])
-    if one["accuracy_interval"] is None:
+    return _with_interval(one["accuracy"], one["accuracy_interval"])
+
+
+def _score(one: Mapping[str, Any]) -> str:
+    """Of a section of RewardBench, or of all."""
+    return "-" if one["score"] is None else _with_interval(one["score"], one["interval"])
+
+
+def _with_interval(share: float, interval: Sequence[float] | None) -> str:
+    told = f"{100 * share:.1f} %"
+    if interval is None:
         return told
-    low, high = one["accuracy_interval"]
+    low, high = interval
     return f"{told}\n{100 * low:.1f}-{100 * high:.1f}"
 
 
@@ -139,15 +148,11 @@ def _sections(scores: Mapping[str, Any]) -> Table:
         table.add_column(NAMES[name], justify="right")
     table.add_column("missing", overflow="fold")
     for place, section in enumerate(scores[names[0]]["sections"]):
-        found = [scores[name]["sections"][place]["score"] for name in names]
+        found = [_score(scores[name]["sections"][place]) for name in names]
         missing = ", ".join(section["missing"])
-        shown = [section["name"], f"{section['num_pairs']:,}", *map(_percent, found), missing]
+        shown = [section["name"], f"{section['num_pairs']:,}", *found, missing]
         table.add_row(*map(Text, shown))
-    whole = [_percent(scores[name]["score"]) for name in names]
+    whole = [_score(scores[name]) for name in names]
     note = "" if scores[names[0]]["is_complete"] else "of a part: not comparable with published"
     table.add_row(*(Text(one, style="bold") for one in ("Score", "", *whole, note)))
     return table
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"

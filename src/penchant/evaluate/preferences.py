@@ -20,6 +20,8 @@ from penchant.evaluate.policy import PolicyPairs, ResponseTotals
 from penchant.evaluate.sets import PreferenceSet
 
 Table = Mapping[str, NDArray[Any]]
+_Measures = dict[str, dict[str, Mapping[str, Any]]]
+"""By way of judging and subset: its figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,30 +189,34 @@ def rewardbench_scores(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any] | No
     Args:
         sets: as `figures` gives them. A subset that is in several is refused.
     """
-    found: dict[str, dict[str, tuple[float, int]]] = {}
+    found: _Measures = {}
     has_core = False
     for one in sets:
         if one["name"] in rewardbench.PRIOR_SETS:
-            _add_accuracies(found, one["name"], one)
+            _add_measures(found, one["name"], one)
             continue
         for row in one["subsets"] or ():
             is_core = row["subset"] in rewardbench.CORE_SUBSETS
             has_core = has_core or is_core
             if is_core or row["subset"] in rewardbench.PRIOR_SETS:
-                _add_accuracies(found, row["subset"], row)
+                _add_measures(found, row["subset"], row)
     if not has_core:
         return None
-    return {name: asdict(rewardbench.scores(one)) for name, one in found.items()}
+    return {name: asdict(_sections(one)) for name, one in found.items()}
 
 
-def _add_accuracies(
-    found: dict[str, dict[str, tuple[float, int]]], subset: str, group: Mapping[str, Any]
-) -> None:
+def _add_measures(found: _Measures, subset: str, group: Mapping[str, Any]) -> None:
     for name, one in group["measures"].items():
         mine = found.setdefault(name, {})
         if subset in mine:
             raise DataError(f"RewardBench's subset {subset} is in several sets; give it once")
-        mine[subset] = (one["accuracy"], one["num_pairs"])
+        mine[subset] = one
+
+
+def _sections(measures: Mapping[str, Mapping[str, Any]]) -> rewardbench.Scores:
+    accuracies = {name: (one["accuracy"], one["num_pairs"]) for name, one in measures.items()}
+    intervals = {name: one["accuracy_interval"] for name, one in measures.items()}
+    return rewardbench.scores(accuracies, intervals)
 
 
 def pair_rows(judged: Judged) -> Iterator[dict[str, Any]]:

@@ -130,12 +130,12 @@ def rewardbench_section(scores: Mapping[str, Any]) -> Markup:
     first = scores[names[0]]
     rows = []
     for place, one in enumerate(first["sections"]):
-        values = [scores[name]["sections"][place]["score"] for name in names]
+        values = [scores[name]["sections"][place] for name in names]
         missing = Cell(f"{len(one['missing'])} missing" if one["missing"] else "all",
                        _list(one["missing"]))  # fmt: skip
         cells = [Cell(f"{one['num_pairs']:,}"), *map(_share, values), missing]
         rows.append(Row(one["name"], cells))
-    whole = [_share(scores[name]["score"]) for name in names]
+    whole = [_share(scores[name]) for name in names]
     rows.append(Row("Score", [Cell(""), *whole, Cell("")]))
     columns = [Column("Section", ""), Column("Pairs", "")]
     columns += [Column(MEASURES[name].heading, "") for name in names]
@@ -147,7 +147,8 @@ def rewardbench_section(scores: Mapping[str, Any]) -> Markup:
     told = (
         "Within a section every prompt counts the same, but in Reasoning mathematics counts as "
         "much as all code together. The score is the plain mean of the sections; prior sets, "
-        "where they are there, count half."
+        "where they are there, count half. Small print: 95\u00a0% intervals, from those of the "
+        "subsets by the delta method, which takes the subsets as drawn apart from each other."
     )
     return section("RewardBench", note, table("RewardBench's sections", columns, rows),
                    tag("p", told, class_="note"))  # fmt: skip
@@ -175,13 +176,16 @@ def _accuracies(group: Group, groups: Sequence[Group]) -> list[Cell]:
 def _accuracy(one: Mapping[str, Any] | None) -> Cell:
     if one is None:
         return _NOTHING
-    interval = one["accuracy_interval"]
     ties = f"{one['ties']:,} {'tie' if one['ties'] == 1 else 'ties'}" if one["ties"] else ""
+    return _with_interval(one["accuracy"], one["accuracy_interval"], ties)
+
+
+def _with_interval(share: float, interval: tuple[float, float] | None, told: str = "") -> Cell:
     if interval is None:
-        return Cell(percent(one["accuracy"]), ties)
+        return Cell(percent(share), told)
     small = f"{100 * interval[0]:.1f} \u2013 {percent(interval[1])}"
-    bar = tag("span", charts.interval_bar(one["accuracy"], interval))
-    return Cell(percent(one["accuracy"]), f"{small}, {ties}" if ties else small, extra=bar)
+    bar = tag("span", charts.interval_bar(share, interval))
+    return Cell(percent(share), f"{small}, {told}" if told else small, extra=bar)
 
 
 def _parts(one: Group, sets: Sequence[Group]) -> list[Cell]:
@@ -225,8 +229,9 @@ def _shift(value: float) -> str:
     return f"{value:+.2f}".replace("-", "\u2212")
 
 
-def _share(value: float | None) -> Cell:
-    return _NOTHING if value is None else Cell(percent(value))
+def _share(one: Mapping[str, Any]) -> Cell:
+    """Of a section, or of all: its score with the interval."""
+    return _NOTHING if one["score"] is None else _with_interval(one["score"], one["interval"])
 
 
 def _not_drawn(data: Mapping[str, Any]) -> str:
