@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from penchant.models.reward_head import load_reward_model
 from penchant.models.save import save_model
 from penchant.train import last_layer
 from penchant.train.config import TaskWeightsConfig
+from penchant.train.micro_batches import shared
 from penchant.train.reward_step import RewardStep
 from penchant.train.reward_tasks import Tasks
 from penchant.types import TokenTree
@@ -314,6 +316,21 @@ def test_dropout_is_the_same_in_both_forward_passes() -> None:
         assert row[f"task/{task}/loss"] == pytest.approx(float(seen[0][place]), rel=1e-6)
 
 
+def test_each_step_draws_its_own_dropout() -> None:
+    """Also where nothing but the step itself draws numbers, and its one forward pass is kept."""
+    adapted = add_lora(reward_model(), r=4, alpha=8, dropout=0.5).train()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    step = make(adapted, name="more")
+    torch.manual_seed(5)
+    losses = [step.train(three_tasks()).means()["loss"] for _ in range(3)]
+    assert step.num_ahead == 0 and len(set(losses)) == 3
+    torch.manual_seed(5)
+    again = make(adapted, name="more").train(three_tasks()).means()["loss"]
+    assert again == pytest.approx(losses[0], rel=1e-12)
+
+
 class _Small:
     """An engine on a machine whose memory ends at so many trees, from the second call on."""
 
@@ -340,6 +357,113 @@ def test_memory_that_runs_out_changes_nothing_and_counts_a_step_once() -> None:
     assert_same_row(row, other)
     assert_same_gradients(found, same, 1e-8)
     assert small.weigher.state_dict()["num_updates_K"].tolist() == [1, 1, 1]
+
+
+# ------------------------------------------------------------------ mixtures of experts
+
+EXPERTS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5},
+}
+COEFFICIENT = 30.0
+"""Large, so that a loss that is left out or counted twice shows in every gradient."""
+
+
+def expert_model(name: str, folder: Path) -> Any:
+    config = {"output_router_logits": True, "router_aux_loss_coef": COEFFICIENT} | EXPERTS[name]
+    save_model(vivid_model(name, **config), tiny_tokenizer(), folder)
+    model = load_reward_model(ModelConfig(path=str(folder)), F64, seed=3).eval()
+    model.set_experts_implementation("eager")  # the grouped product knows no float64
+    return model
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_the_load_balancing_loss_is_transformers_own_in_both_layouts(
+    name: str, tmp_path: Path
+) -> None:
+    """Of one response a tree, so that no prompt is counted twice."""
+    model, trees = expert_model(name, tmp_path), random_trees(5, num_responses=1)
+    layers: list[list[Tensor]] = [[], []]
+    kept = {}
+    with arithmetic_in(F64):
+        for tree in trees:
+            row = torch.tensor([[*tree.prompt_ids, *tree.response_ids[0]]])
+            routed = model.base_model(row, output_router_logits=True).router_logits
+            for layer, logits in zip(layers, routed, strict=True):
+                layer.append(logits.view(row.shape[1], -1))
+        function = vars(sys.modules[type(model).__module__])["load_balancing_loss_func"]
+        expected = COEFFICIENT * function(tuple(map(torch.cat, layers)), 4, 2)
+        for layout in ("packed", "plain"):
+            prepared = engine.prepare(model, layout)
+            assert prepared.rewards(trees).auxiliary is None
+            found = prepared.rewards(trees, with_auxiliary=True)
+            assert found.auxiliary is not None
+            assert found.auxiliary.item() == pytest.approx(expected.item(), rel=1e-6)
+            (found.scores_R.double().sum() + found.auxiliary).backward()
+            kept[layout] = gradients(model)
+        (prepared.rewards(trees).scores_R.double().sum() + expected).backward()
+    wanted = gradients(model)
+    for found in kept.values():
+        assert_same_gradients(found, wanted, 1e-6)  # the function itself counts in float32
+
+
+@pytest.mark.parametrize("budget", [ONE, MANY])
+@pytest.mark.parametrize("kind", ["uniform", "more"])
+def test_a_step_adds_the_load_balancing_loss_of_each_micro_batch(
+    kind: str, budget: int, tmp_path: Path
+) -> None:
+    model, trees = expert_model("qwen3_moe", tmp_path), three_tasks()
+    step = make(model, budget=budget, name=kind)
+    row, found = trained(step, trees)
+    with arithmetic_in(F64):
+        for share in shared(step, trees, budget):
+            batch = [trees[place] for place in share.batch]
+            auxiliary = step.engine.rewards(batch, with_auxiliary=True).auxiliary
+            assert auxiliary is not None
+            (len(batch) / len(trees) * auxiliary).backward()
+    added = gradients(model)
+    model.config.output_router_logits = False
+    other, without = trained(make(model, budget=budget, name=kind), trees)
+    assert_same_row(row, other)
+    for parameter, value in without.items():
+        more = added[parameter]
+        without[parameter] = value if more is None else (0 if value is None else value) + more
+    assert_same_gradients(found, without, 1e-6)
+    router = next(key for key in added if "gate.weight" in key)
+    assert added[router] is not None and added[router].norm() > 1e-2 * found[router].norm()
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_its_gradient_is_the_same_with_gradient_checkpointing(
+    adapted: bool, tmp_path: Path
+) -> None:
+    kept = []
+    for again in (False, True):
+        model = expert_model("qwen3_moe", tmp_path / str(again)).float()
+        if adapted:
+            model = add_lora(model, r=2, alpha=4, dropout=0.0, targets=["q_proj", "v_proj"])
+            generator = torch.Generator().manual_seed(2)
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.data.normal_(std=0.3, generator=generator)
+        if again:
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+            model.train()
+        torch.manual_seed(0)
+        found = engine.prepare(model, "packed").rewards(three_tasks(2), with_auxiliary=True)
+        assert found.auxiliary is not None
+        (found.scores_R.sum() + found.auxiliary).backward()
+        kept.append(gradients(model))
+    assert_same_gradients(kept[1], kept[0], 1e-5)
+
+
+def test_a_model_without_such_a_loss_is_refused_where_its_config_asks_for_it() -> None:
+    model = reward_model()
+    model.config.output_router_logits = True
+    with pytest.raises(ModelError, match="has no load-balancing loss here; set output_router_log"):
+        make(model).train(three_tasks())
 
 
 # ------------------------------------------------------------------ metrics

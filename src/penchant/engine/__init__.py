@@ -56,19 +56,30 @@ class Engine:
                 return packed.token_logps(self.model, trees, self._workspace, statistics)
             return plain.token_logps(self.model, trees, statistics)
 
-    def rewards(self, trees: Sequence[TokenTree], *, with_logps: bool = False) -> RewardOutput:
+    def rewards(
+        self,
+        trees: Sequence[TokenTree],
+        *,
+        with_logps: bool = False,
+        with_auxiliary: bool = False,
+    ) -> RewardOutput:
         """A reward model's score of each response, and what its head saw; differentiable.
 
         Args:
             with_logps: also the log-probabilities, of a model that was loaded with its language
                 head; both come from one forward pass.
+            with_auxiliary: also a mixture of experts' load-balancing loss, where its config asks
+                for router logits.
         Raises:
             ModelError: the model has no head `score`, or no language head where one is needed.
         """
+        routed = with_auxiliary and self._asks_for_router_logits()
         with self.precision():
             if self._runs_packed():
-                return rewards.packed_rewards(self.model, trees, self._workspace, with_logps)
-            return rewards.plain_rewards(self.model, trees, with_logps)
+                return rewards.packed_rewards(
+                    self.model, trees, self._workspace, with_logps, routed=routed
+                )
+            return rewards.plain_rewards(self.model, trees, with_logps, routed)
 
     def scores(self, trees: Sequence[TokenTree]) -> Tensor:
         """A reward model's score of each response, [responses]; differentiable."""
@@ -145,12 +156,15 @@ class Engine:
         return Statistics(entropy, kl_to.model, kl_to.autocast_dtype, differentiable)
 
     def _backward(self, trees: Sequence[TokenTree], wanted: BackwardPass) -> Tensor:
-        if not getattr(causal_of(self.model).config, "output_router_logits", False):
+        if not self._asks_for_router_logits():
             wanted = replace(wanted, auxiliary_weight=0.0)
         with self.precision():
             if self._runs_packed():
                 return packed.backward(self.model, trees, wanted, self._workspace)
             return plain.backward(self.model, trees, wanted)
+
+    def _asks_for_router_logits(self) -> bool:
+        return bool(getattr(causal_of(self.model).config, "output_router_logits", False))
 
     def _runs_packed(self) -> bool:
         """Packed, but for a model that was prepared with its dropout off and has it on now."""

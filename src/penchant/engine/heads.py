@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ from penchant.errors import ModelError
 from penchant.types import TokenLogps, TokenTree
 
 _INSIDE = "penchant_inside"
+_BALANCING = ("gate_logits", "num_experts", "top_k", "attention_mask")
+"""What transformers' load-balancing functions take; another one means something else."""
 _STATISTICS_ROWS = 256
 """Most rows of a tile of which statistics are computed."""
 
@@ -225,14 +228,35 @@ def _log_softmax(model: Any, hidden_CH: Tensor) -> Tensor:
 
 
 def auxiliary_loss(model: Any, router_logits: Any) -> Tensor:
-    """Load-balancing loss of a mixture of experts times the config's coefficient.
+    """Load-balancing loss of a mixture of experts times the config's coefficient."""
+    return load_balancing_of(model)(router_logits)
+
+
+def load_balancing_of(model: Any) -> Callable[..., Tensor]:
+    """(router logits, attention mask or nothing) -> that loss, a scalar.
 
     By the function of the model's own file (Switch Transformer, arXiv 2101.03961, Eq. 4 to 6).
+    Raises ModelError for a model whose file has none.
     """
     causal = causal_of(model)
     function = of_own_file(causal, "load_balancing_loss_func")
-    loss = function(router_logits, causal.num_experts, causal.num_experts_per_tok)
-    return causal.router_aux_loss_coef * loss
+    if function is not None and tuple(inspect.signature(function).parameters) != _BALANCING:
+        function = None
+    # Language models keep the three numbers themselves; reward models have only their config.
+    owner = causal if hasattr(causal, "router_aux_loss_coef") else causal.config.get_text_config()
+    number = getattr(owner, "num_experts", None) or getattr(owner, "num_local_experts", None)
+    weight = getattr(owner, "router_aux_loss_coef", None)
+    if function is None or number is None or weight is None:
+        raise ModelError(
+            f"{type(causal).__name__}: its config asks for router logits, but it has no "
+            "load-balancing loss here; set output_router_logits to false in its config.json"
+        )
+
+    def balance(router_logits: Any, attention_RL: Tensor | None = None) -> Tensor:
+        loss = function(router_logits, number, owner.num_experts_per_tok, attention_RL)
+        return weight * loss
+
+    return balance
 
 
 def of_own_file(module: nn.Module, name: str) -> Any:

@@ -24,6 +24,7 @@ from penchant.engine.heads import (
     has_ordinary_head,
     inside,
     language_head_of,
+    load_balancing_of,
     ordinary_head,
     reward_head_of,
     tiled,
@@ -46,6 +47,8 @@ class RewardOutput:
     """What the head sees: the score is its product with the head's weights."""
     logps: TokenLogps | None = None
     """Where asked for, and the language model's head came along."""
+    auxiliary: Tensor | None = None
+    """Where asked for: a mixture of experts' load-balancing loss times its coefficient, scalar."""
 
 
 def pooling_of(model: Any) -> Pooling:
@@ -59,24 +62,28 @@ def packed_rewards(
     workspace: Workspace,
     with_logps: bool = False,
     pad_to: int = 1,
+    routed: bool = False,
 ) -> RewardOutput:
     """Each prompt runs once; the heads see only what they are asked about. Differentiable.
 
+    Args: `routed`: also the load-balancing loss, over all tokens of the sequence.
     Raises ModelError where a head is missing.
     """
     head, pooling = reward_head_of(model), pooling_of(model)
+    balance = load_balancing_of(model) if routed else None
     if with_logps:
         language_head_of(model)
     batch = lay_out(trees, device_of(model), whole=True, pad_to=pad_to)
 
-    def work() -> tuple[Tensor, ...]:
-        hidden_NH = packed.hidden_states(model, batch)[0]
+    def work() -> tuple[Tensor | None, ...]:
+        hidden_NH, router_logits = packed.hidden_states(model, batch, routed=routed)
         interface.installed_in_backward(model, hidden_NH)
+        auxiliary = balance(router_logits) if balance else None
         if pooling == "last":
             pooled_RH = hidden_NH[batch.last_R]
         else:
             pooled_RH = _pool_spans(hidden_NH, batch.spans, pooling)
-        found = (_scores(head, pooled_RH), pooled_RH)
+        found = (_scores(head, pooled_RH), pooled_RH, auxiliary)
         if not with_logps:
             return found
         hidden_TH = hidden_NH[batch.predictors_T]
@@ -84,23 +91,34 @@ def packed_rewards(
 
     with interface.installed(model):
         found = inside(model, work)
-    logps = TokenLogps(found[2], batch.lengths_R) if with_logps else None
-    return RewardOutput(found[0], found[1], logps)
+    logps = TokenLogps(found[3], batch.lengths_R) if with_logps else None
+    return RewardOutput(found[0], found[1], logps, found[2])
 
 
-def plain_rewards(model: Any, trees: Sequence[TokenTree], with_logps: bool = False) -> RewardOutput:
-    """The same from padded rows, one per response, through the model's ordinary forward."""
+def plain_rewards(
+    model: Any, trees: Sequence[TokenTree], with_logps: bool = False, routed: bool = False
+) -> RewardOutput:
+    """The same from padded rows, one per response, through the model's ordinary forward.
+
+    Its load-balancing loss counts a prompt once per response, and no padding.
+    """
     head, pooling, inner = reward_head_of(model), pooling_of(model), causal_of(model)
+    balance = load_balancing_of(model) if routed else None
     if with_logps:
         language_head_of(model)
     rows = plain.lay_out(trees, device_of(model))
 
-    def work() -> tuple[Tensor, ...]:
-        hidden_RLH = inner.base_model(
-            input_ids=rows.ids_RL, attention_mask=rows.attention_RL, use_cache=False
-        ).last_hidden_state
+    def work() -> tuple[Tensor | None, ...]:
+        output = inner.base_model(
+            input_ids=rows.ids_RL,
+            attention_mask=rows.attention_RL,
+            use_cache=False,
+            **({"output_router_logits": True} if routed else {}),
+        )
+        hidden_RLH = output.last_hidden_state
         pooled_RH = _pool_rows(hidden_RLH, rows, pooling)
-        found = (_scores(head, pooled_RH), pooled_RH)
+        auxiliary = balance(output.router_logits, rows.attention_RL) if balance else None
+        found = (_scores(head, pooled_RH), pooled_RH, auxiliary)
         if not with_logps:
             return found
         scored_RL = rows.scored_RL[:, 1:]  # the state at t predicts the token at t + 1
@@ -108,8 +126,8 @@ def plain_rewards(model: Any, trees: Sequence[TokenTree], with_logps: bool = Fal
         return (*found, tiled(model, hidden_TH, targets_T, Statistics())[0])
 
     found = inside(model, work)
-    logps = TokenLogps(found[2], rows.scored_RL.sum(1)) if with_logps else None
-    return RewardOutput(found[0], found[1], logps)
+    logps = TokenLogps(found[3], rows.scored_RL.sum(1)) if with_logps else None
+    return RewardOutput(found[0], found[1], logps, found[2])
 
 
 def _scores(head: nn.Module, pooled_RH: Tensor) -> Tensor:

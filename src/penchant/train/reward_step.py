@@ -4,14 +4,16 @@ Numbers of pairs are known before the first forward pass, so micro-batches only 
 divided by them. Weights that depend on the step's gradients (`more`) need the whole step first:
 where every process has one micro-batch they are found between its forward and its backward pass;
 else in forward passes of their own, without gradients (one more forward).
+
+A mixture of experts' load-balancing loss, where the model's config asks for it, is added to what is
+propagated back, a micro-batch's by its share of the pairs; as for policies it is not in `loss`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -19,20 +21,17 @@ from torch import Tensor
 from penchant.data.pack import plan_micro_batches
 from penchant.engine import Engine, RewardOutput
 from penchant.engine.heads import causal_of
-from penchant.engine.memory import halving
 from penchant.engine.processes import ALONE, Processes, Share
 from penchant.models.reward_settings import settings_of
 from penchant.reward.gradients import head_gradients_of_scores, pair_weights
 from penchant.reward.task_weights import TaskWeighting
-from penchant.train import last_layer, ranking
+from penchant.train import last_layer, pairs, ranking
+from penchant.train.micro_batches import gradient_scale, halved, shared
 from penchant.train.ranking import Ranked, StepCounts
 from penchant.train.reward_metrics import RewardTotals, side_lengths
 from penchant.train.reward_tasks import Tasks
 from penchant.train.task_weighting import StepSums, Weigher
 from penchant.types import TokenTree
-
-T = TypeVar("T")
-
 
 Kept = list[tuple[Share, RewardOutput | None]]
 """Micro-batches, and what their forward passes gave where that was kept."""
@@ -70,16 +69,20 @@ class RewardStep:
         counts = StepCounts.count(trees, self.tasks.of, len(self.tasks.names))
         weighting: TaskWeighting | None = None
         waiting: list[Kept] = []
+        again: Callable[[], None] | None = None
         with self.engine.precision():
             if self.weigher.looks_ahead:
-                weighting, waiting = self._weigh_ahead(trees, counts)
+                again = _random_numbers(next(self.engine.model.parameters()).device)
+                weighting, waiting = self._weigh_ahead(trees, counts, again)
 
             def work(budget: int) -> tuple[RewardTotals, StepSums]:
                 # What was kept is good for one backward pass; after that all is run anew.
                 kept = waiting.pop() if waiting else None
+                if again is not None and kept is None:
+                    again()  # so that dropout is that of the pass which gave the weights
                 return self._pass(trees, counts, weighting, kept or self._todo(trees, budget))
 
-            totals, sums = self._halving(work, trees)
+            totals, sums = halved(self, work, trees)
         totals = totals.summed(self.processes)
         totals.weighting = weighting or self._weigh(sums, counts)
         self.processes.sum_gradients(self.engine.model)
@@ -93,14 +96,14 @@ class RewardStep:
 
         def work(budget: int) -> RewardTotals:
             totals = RewardTotals(self.tasks.eval_names)
-            for share in self._share(trees, budget):
+            for share in shared(self, trees, budget):
                 batch = [trees[i] for i in share.batch]
                 ranked = self._rank(batch, self._rewards(batch), counts)
                 if share.counts:
                     _add(totals, batch, ranked, ranked.owners(list(map(of, batch))))
             return totals
 
-        return self._halving(work, trees).summed(self.processes)
+        return halved(self, work, trees).summed(self.processes)
 
     @torch.no_grad()
     def measure(self, trees: Sequence[TokenTree]) -> dict[str, list[float]]:
@@ -108,7 +111,7 @@ class RewardStep:
 
         def work(budget: int) -> dict[int, list[float]]:
             own: dict[int, list[float]] = {}
-            for share in self._share(trees, budget):
+            for share in shared(self, trees, budget):
                 batch = [trees[i] for i in share.batch]
                 scores_R = self.engine.rewards(batch).scores_R.double()
                 parts = scores_R.split([len(tree.response_ids) for tree in batch])
@@ -117,7 +120,7 @@ class RewardStep:
             return own
 
         found: dict[int, list[float]] = {}
-        for part in self.processes.gather(self._halving(work, trees)):
+        for part in self.processes.gather(halved(self, work, trees)):
             found |= part
         flat = [score for i in range(len(trees)) for score in found[i]]
         ranked = ranking.rank(self.objective, trees, torch.tensor(flat, dtype=torch.float64))
@@ -153,7 +156,7 @@ class RewardStep:
         while todo:
             share, rewards = todo.pop(0)
             batch = [trees[i] for i in share.batch]
-            rewards = rewards or self._rewards(batch)
+            rewards = rewards or self._rewards(batch, with_auxiliary=True)
             ranked = self._rank(batch, rewards, counts)
             tasks_P = torch.tensor(ranked.owners(list(map(self.tasks.of, batch))))
             if share.counts:
@@ -161,22 +164,26 @@ class RewardStep:
                 if weighting is None and len(self.tasks.names) > 1:
                     sums.add(*self._head_sums(batch, rewards, ranked))
             weight_P = pair_weights(weights_K, counts.pairs_K, tasks_P).to(ranked.loss_P.device)
-            loss = (weight_P * ranked.loss_P).sum() * (self._scale * share.counts)
-            loss.backward()
+            loss = (weight_P * ranked.loss_P).sum()
+            if rewards.auxiliary is not None:
+                part = sum(map(pairs.num_pairs, batch)) / int(counts.pairs_K.sum())
+                loss = loss + part * rewards.auxiliary
+            (loss * (gradient_scale(self) * share.counts)).backward()
         return totals, sums
 
     def _weigh_ahead(
-        self, trees: Sequence[TokenTree], counts: StepCounts
+        self, trees: Sequence[TokenTree], counts: StepCounts, again: Callable[[], None]
     ) -> tuple[TaskWeighting, list[Kept]]:
         """The weights of the step, and what its forward passes gave where that can be kept."""
         by_layer = self.tasks.weights.gradients == "last_layer"
 
         def work(budget: int) -> tuple[StepSums, list[Kept]]:
+            again()
             sums, kept, keeps = StepSums(), Kept(), self._is_single(trees, budget)
-            for share in self._share(trees, budget):
+            for share in shared(self, trees, budget):
                 batch = [trees[i] for i in share.batch]
                 with torch.set_grad_enabled(keeps or by_layer):
-                    rewards = self._rewards(batch)
+                    rewards = self._rewards(batch, with_auxiliary=keeps)
                     ranked = self._rank(batch, rewards, counts)
                     if share.counts:
                         summed = self._layer_sums if by_layer else self._head_sums
@@ -186,9 +193,7 @@ class RewardStep:
                     kept.clear()
             return sums, [kept] if keeps else []
 
-        # Dropout is the same in both passes: random numbers are drawn in the same order again.
-        with _same_random_numbers(next(self.engine.model.parameters()).device):
-            sums, kept = self._halving(work, trees)
+        sums, kept = halved(self, work, trees)
         self.num_ahead += not kept
         return self._weigh(sums, counts), kept
 
@@ -232,18 +237,14 @@ class RewardStep:
         gradients_KD = last_layer.gradients(self.engine.model, losses)
         return gradients_KD, torch.stack(losses).detach()
 
-    def _rewards(self, batch: Sequence[TokenTree]) -> RewardOutput:
-        return self.engine.rewards(batch, with_logps="lm_nll_P" in self.objective.uses)
+    def _rewards(self, batch: Sequence[TokenTree], *, with_auxiliary: bool = False) -> RewardOutput:
+        with_logps = "lm_nll_P" in self.objective.uses
+        return self.engine.rewards(batch, with_logps=with_logps, with_auxiliary=with_auxiliary)
 
     def _rank(
         self, batch: Sequence[TokenTree], rewards: RewardOutput, counts: StepCounts
     ) -> Ranked:
         return ranking.rank(self.objective, batch, rewards.scores_R, rewards.logps, counts)
-
-    @property
-    def _scale(self) -> int:
-        """FSDP averages gradients over its processes; ours are sums."""
-        return self.processes.size if self.processes.sharded else 1
 
     def _is_single(self, trees: Sequence[TokenTree], budget: int) -> bool:
         """Whether no process has more than one micro-batch."""
@@ -253,21 +254,8 @@ class RewardStep:
         )
         return len(planned) <= size
 
-    def _halving(self, work: Callable[[int], T], trees: Sequence[TokenTree]) -> T:
-        result, self.token_budget = halving(
-            work,
-            self.token_budget,
-            self.processes,
-            smallest=min(tree.num_tokens for tree in trees),
-            undo=lambda: self.engine.model.zero_grad(set_to_none=True),
-        )
-        return result
-
-    def _share(self, trees: Sequence[TokenTree], budget: int) -> list[Share]:
-        return self.processes.share(trees, range(len(trees)), budget, self.engine.padded)
-
     def _todo(self, trees: Sequence[TokenTree], budget: int) -> Kept:
-        return [(share, None) for share in self._share(trees, budget)]
+        return [(share, None) for share in shared(self, trees, budget)]
 
 
 def _add(
@@ -278,9 +266,14 @@ def _add(
     totals.add(task_P, ranked.output, rows, lengths)
 
 
-@contextmanager
-def _same_random_numbers(device: torch.device) -> Iterator[None]:
-    """What is drawn within is drawn again after it."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
+def _random_numbers(device: torch.device) -> Callable[[], None]:
+    """Its call has the numbers that are drawn from here on drawn once more."""
+    on_cpu = torch.get_rng_state()
+    on_cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def again() -> None:
+        torch.set_rng_state(on_cpu)
+        if on_cuda is not None:
+            torch.cuda.set_rng_state(on_cuda, device)
+
+    return again

@@ -6,22 +6,20 @@ forward pass, so micro-batches only add to it and their split does not change th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from penchant.engine import Engine, TreeLoss
-from penchant.engine.memory import halving
 from penchant.engine.processes import ALONE, Processes, Share
 from penchant.engine.reference_store import ReferenceStore
 from penchant.train import pairs
 from penchant.train.metrics import EXTRA_METRICS, Totals
+from penchant.train.micro_batches import gradient_scale, halved, shared
 from penchant.types import ObjectiveOutput, PairLogps, TokenLogps, TokenTree
-
-T = TypeVar("T")
 
 
 @final
@@ -70,14 +68,14 @@ class Step:
 
         def work(budget: int) -> Totals:
             totals = Totals()
-            for share in self._share(trees, budget):
+            for share in shared(self, trees, budget):
                 batch = [trees[i] for i in share.batch]
                 logps = self.engine.logps(batch, **asked)
                 if share.counts:
                     self._evaluate(batch, logps, whole, totals)
             return totals
 
-        return self._halving(work, trees).summed(self.processes)
+        return halved(self, work, trees).summed(self.processes)
 
     @torch.no_grad()
     def measure(
@@ -96,7 +94,7 @@ class Step:
 
         def work(budget: int) -> Totals:
             totals = Totals()
-            for share in self._share(trees, budget):
+            for share in shared(self, trees, budget):
                 batch = [trees[i] for i in share.batch]
 
                 def loss(
@@ -104,14 +102,15 @@ class Step:
                 ) -> Tensor:
                     counted = totals if share.counts else Totals()
                     output = self._evaluate(part, logps, whole, counted)
-                    return output.loss_P.sum() * (self._scale * share.counts / whole.num_pairs)
+                    scale = gradient_scale(self) * share.counts / whole.num_pairs
+                    return output.loss_P.sum() * scale
 
                 weight = sum(map(pairs.num_pairs, batch)) / whole.num_pairs
                 self._backward(batch, loss, share, weight, asked)
             return totals
 
         with self.engine.precision():
-            return self._halving(work, trees).summed(self.processes)
+            return halved(self, work, trees).summed(self.processes)
 
     def _train_whole(self, trees: Sequence[TokenTree], metrics: Sequence[str]) -> Totals:
         """For objectives that need the whole step at once: one more forward pass.
@@ -132,7 +131,7 @@ class Step:
         num_pairs = sum(map(pairs.num_pairs, trees))
 
         def work(budget: int) -> None:
-            for share in self._share(trees, budget):
+            for share in shared(self, trees, budget):
                 coefficients = iter([parts[i] for i in share.batch])
 
                 def loss(
@@ -146,14 +145,14 @@ class Step:
                         (torch.cat([one[name] for one in found]) * getattr(logps, name)).sum()
                         for name in names
                     ]
-                    return torch.stack(products).sum() * (self._scale * share.counts)
+                    return torch.stack(products).sum() * (gradient_scale(self) * share.counts)
 
                 batch = [trees[i] for i in share.batch]
                 weight = sum(map(pairs.num_pairs, batch)) / num_pairs
                 self._backward(batch, loss, share, weight, self._asked())
 
         with self.engine.precision():
-            self._halving(work, trees)
+            halved(self, work, trees)
         return totals
 
     def _backward(
@@ -166,7 +165,7 @@ class Step:
     ) -> None:
         """Adds a micro-batch's gradient; a mixture of experts' own loss counts by `weight`."""
         self.engine.backward_by_tree(
-            batch, loss, auxiliary_weight=weight * self._scale * share.counts, **asked
+            batch, loss, auxiliary_weight=weight * gradient_scale(self) * share.counts, **asked
         )
 
     def _needed(self) -> list[str]:
@@ -181,18 +180,13 @@ class Step:
         kl_to = self.kl_to if "token_kl" in names else None
         return {"entropy": "entropy" in names, "kl_to": kl_to}
 
-    @property
-    def _scale(self) -> int:
-        """FSDP averages gradients over its processes; ours are sums."""
-        return self.processes.size if self.processes.sharded else 1
-
     def _gather(self, trees: Sequence[TokenTree], metrics: Sequence[str] = ()) -> TokenLogps:
         """Log-probabilities of all trees in their order, on every process, without gradients."""
         asked = self._asked(metrics)
 
         def work(budget: int) -> dict[int, dict[str, Tensor]]:
             own: dict[int, dict[str, Tensor]] = {}
-            for share in self._share(trees, budget):
+            for share in shared(self, trees, budget):
                 batch = [trees[i] for i in share.batch]
                 logps = self.engine.logps(batch, **asked)
                 fields = {name: getattr(logps, name) for name in _FIELDS}
@@ -203,7 +197,7 @@ class Step:
             return own
 
         found: dict[int, dict[str, Tensor]] = {}
-        for part in self.processes.gather(self._halving(work, trees)):
+        for part in self.processes.gather(halved(self, work, trees)):
             found |= part
         device = next(self.engine.model.parameters()).device
         lengths = [sum(mask) for tree in trees for mask in tree.response_masks]
@@ -212,19 +206,6 @@ class Step:
             for name in found[0]
         }
         return TokenLogps(lengths_R=torch.tensor(lengths, device=device), **whole)
-
-    def _halving(self, work: Callable[[int], T], trees: Sequence[TokenTree]) -> T:
-        result, self.token_budget = halving(
-            work,
-            self.token_budget,
-            self.processes,
-            smallest=min(tree.num_tokens for tree in trees),
-            undo=lambda: self.engine.model.zero_grad(set_to_none=True),
-        )
-        return result
-
-    def _share(self, trees: Sequence[TokenTree], budget: int) -> list[Share]:
-        return self.processes.share(trees, range(len(trees)), budget, self.engine.padded)
 
     def _evaluate(
         self, trees: Sequence[TokenTree], logps: TokenLogps, whole: StepSize, totals: Totals
