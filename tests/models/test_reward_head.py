@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, core_model_loading
 
 from penchant import engine
 from penchant.errors import ModelError
@@ -179,6 +181,32 @@ def test_the_language_head_comes_along_and_is_not_saved(tmp_path: Path, tied: bo
         made(str(tmp_path / "rm"), with_language_head=True)
 
 
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt_neox", "opt", "qwen3_moe"])
+def test_the_base_is_read_once_also_for_the_language_head(
+    tmp_path: Path, monkeypatch: Any, name: str
+) -> None:
+    path = saved(tmp_path / "lm", name)
+    read: list[int] = []
+    materialize = core_model_loading.spawn_materialize
+
+    def counted(pool: Any, tensor: Any, *rest: Any, **given: Any) -> Any:
+        read.append(math.prod(tensor.get_shape()))
+        return materialize(pool, tensor, *rest, **given)
+
+    monkeypatch.setattr(core_model_loading, "spawn_materialize", counted)
+    made(path)
+    alone = sum(read)
+    read.clear()
+    model = made(path, with_language_head=True)
+    causal = vivid_model(name)
+    head, embedding = causal.get_output_embeddings(), causal.get_input_embeddings()
+    own_head = 0 if head.weight is embedding.weight else head.weight.numel()
+    assert alone > 2 * embedding.weight.numel()
+    assert sum(read) == alone + embedding.weight.numel() + own_head
+    assert torch.equal(model.lm_head.weight, head.weight)
+    assert model.lm_head.weight.requires_grad == (own_head == 0)
+
+
 @pytest.mark.parametrize("with_language_head", [False, True])
 def test_an_adapter_trains_and_saves_the_head(tmp_path: Path, with_language_head: bool) -> None:
     tokenizer = tiny_tokenizer()
@@ -211,6 +239,24 @@ def test_an_adapter_trains_and_saves_the_head(tmp_path: Path, with_language_head
     save_model(merged, tokenizer, tmp_path / "merged")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     close(in_plain(plain.eval(), tokenizer), expected)
+
+
+def test_the_documented_call_loads_an_adapter_in_plain_peft(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    base = made(saved(tmp_path / "lm", tokenizer=tokenizer), seed=4)
+    set_padding(base, tokenizer)
+    model = add_lora(base, r=2, alpha=4, dropout=0.0).eval()
+    _shake(model)
+    save_model(model, tokenizer, tmp_path / "adapter")
+    page = Path(__file__).parents[2] / "docs" / "formats.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code.replace("runs/rm", str(tmp_path / "adapter")), found)
+    in_peft, its_own = found["model"].eval(), found["tokenizer"]
+    close(in_plain(in_peft, its_own), scores(model, trees_of(tokenizer)))
+    saved_config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert not {"num_labels", "pad_token_id"} & set(saved_config)
 
 
 def test_an_adapter_on_a_grown_vocabulary(tmp_path: Path) -> None:

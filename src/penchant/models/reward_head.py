@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from penchant.errors import ModelError
 from penchant.models import load
 from penchant.models.config import ModelConfig
+from penchant.models.language_head import put_language_head
 from penchant.models.reward_settings import (
     ADAPTER_SETTINGS,
     KEY,
@@ -132,8 +133,13 @@ def _whole(place: _Place, seed: int | None) -> Any:
         _draw(model.score, seed or 0)
     if not place.dropout:
         load.silence_dropout(model)
+    if place.language_head and not fresh:
+        raise ModelError(
+            f"{place.path!r} is a reward model, which holds no language-model head; the "
+            "language-model term needs a start from a language model"
+        )
     if place.language_head:
-        _put_language_head(model, place, fresh)
+        put_language_head(model, place.path, place.dtype, place.hub)
     put_settings(model, settings_of(config))
     return model
 
@@ -205,37 +211,6 @@ def _draw(head: nn.Linear, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(head.weight.shape, generator=generator, dtype=torch.float32)
     head.weight.copy_(drawn / (head.in_features + 1) ** 0.5)
-
-
-def _put_language_head(model: Any, place: _Place, fresh: bool) -> None:
-    """The head of the language model at the same place, frozen unless tied to the embedding."""
-    if not fresh:
-        raise ModelError(
-            f"{place.path!r} is a reward model, which holds no language-model head; the "
-            "language-model term needs a start from a language model"
-        )
-    causal = load.load_causal_lm(place.path, dtype=place.dtype, **place.hub)
-    head = causal.get_output_embeddings()
-    if head.weight is causal.get_input_embeddings().weight:
-        head.weight = model.get_input_embeddings().weight
-    else:
-        head.requires_grad_(False)
-    model.lm_head = head
-    model._register_state_dict_hook(_leave_out_language_head)
-    model.register_load_state_dict_post_hook(_miss_no_language_head)
-
-
-def _leave_out_language_head(
-    module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any
-) -> None:
-    """A state of the model is that of a reward model: what comes along is always the base's."""
-    for name in [name for name in state if name.startswith(f"{prefix}lm_head.")]:
-        del state[name]
-
-
-def _miss_no_language_head(module: nn.Module, incompatible: Any) -> None:
-    missing = incompatible.missing_keys
-    missing[:] = [name for name in missing if ".lm_head." not in f".{name}"]
 
 
 def _adapter(place: _Place, trainable: bool, base: str | None = None) -> Any:
