@@ -80,6 +80,16 @@ def test_a_margin_from_the_score_gap() -> None:
     assert output.loss_P.item() == pytest.approx(0.313262, abs=1e-6)
 
 
+def test_a_label_against_the_scores_still_counts_but_pulls_less() -> None:
+    # margin = 0.5 * (5 - 7) = -1 and D = 1: -log sigmoid(2), of slope sigmoid(2) - 1 = -0.119203.
+    objective, chosen_P = objectives.load("bradley-terry-margin", gap_scale=0.5), one(2)
+    chosen_P.requires_grad_()
+    output = objective(chosen_P, one(1), score_chosen_P=one(5), score_rejected_P=one(7))
+    output.loss_P.sum().backward()
+    assert output.loss_P.item() == pytest.approx(0.126928, abs=1e-6)
+    assert chosen_P.grad is not None and chosen_P.grad.item() == pytest.approx(-0.119203, abs=1e-6)
+
+
 def test_a_soft_label() -> None:
     # p = sigmoid(log 3 * (2 - 1)) = 0.75, D = 1: 0.75 * 0.313262 + 0.25 * 1.313262 = 0.563262.
     objective = objectives.load("bradley-terry-soft", bt_beta=math.log(3))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 from penchant.errors import ObjectiveError
+from penchant.objectives._whole import Whole
 from penchant.objectives.sft import chosen_nll
 from penchant.plugins import NonNegative, check_fields
 from penchant.types import ObjectiveOutput, PairLogps
@@ -13,7 +14,7 @@ from penchant.types import ObjectiveOutput, PairLogps
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Composed:
+class Composed(Whole):
     """loss = base(weighted log-probabilities) + sft_weight * NLL(chosen, unweighted).
 
     What the base declares (needs, input, scope, uses) holds for the whole.
@@ -38,21 +39,6 @@ class Composed:
         """The base's name, with the weighting's behind it."""
         weights = self.token_weights
         return self.base.name if weights is None else f"{self.base.name}-{weights.name}"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the base needs."""
-        return self.base.needs
-
-    @property
-    def input(self) -> str:
-        """What the base takes."""
-        return self.base.input
-
-    @property
-    def scope(self) -> str:
-        """The base's scope."""
-        return self.base.scope
 
     @property
     def uses(self) -> frozenset[str]:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from penchant.errors import ObjectiveError
 from penchant.objectives._ranking import check_rewards
+from penchant.objectives._whole import Whole
 from penchant.plugins import NonNegative, check_fields
 from penchant.types import ObjectiveOutput
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class ComposedRanking:
+class ComposedRanking(Whole):
     """loss = base + centring * (reward(chosen) + reward(rejected))^2 + lm_weight * NLL.
 
     Centring: https://arxiv.org/abs/2312.09244, Eq. 2. The NLL is that of a prompt's best response
@@ -36,29 +37,9 @@ class ComposedRanking:
             raise ObjectiveError(f"{self.base.name} takes no centring and no lm_weight")
 
     @property
-    def name(self) -> str:
-        """The base's."""
-        return self.base.name
-
-    @property
     def token_weights(self) -> None:
         """None: rewards are no sums over tokens."""
         return
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the base needs."""
-        return self.base.needs
-
-    @property
-    def input(self) -> str:
-        """What the base takes."""
-        return self.base.input
-
-    @property
-    def scope(self) -> str:
-        """The base's scope."""
-        return self.base.scope
 
     @property
     def uses(self) -> frozenset[str]:

@@ -15,7 +15,9 @@ Raises
 Paper
     https://arxiv.org/abs/2307.09288, Eq. 2
 Differs from the paper
-    the margin is in proportion to the score gap; there it is a number for each of four ratings
+    the margin is in proportion to the score gap; there it is a number for each of four ratings.
+    Where the label says chosen and the scores say rejected (data.negative_gap=keep), the margin is
+    negative: the label holds, but pulls the two apart less than without a margin
 """
 
 from __future__ import annotations
