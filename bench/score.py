@@ -132,14 +132,14 @@ def make_model(size: Size, asked: argparse.Namespace) -> Any:
 def as_scorer(model: Any, tokenizer: Any, asked: argparse.Namespace) -> Scorer:
     """What `Scorer.load` makes of a checkpoint, of a model in memory."""
     from penchant import engine
-    from penchant.reward.score import _budget
+    from penchant.reward.score import automatic_budget
 
     room = Room(max_length=asked.prompt_tokens + asked.response_tokens)
     return Scorer(
         model=model,
         tokenizer=tokenizer,
         room=room,
-        token_budget=_budget(asked.device),
+        token_budget=automatic_budget(asked.device),
         engine=engine.prepare(model),
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -33,17 +33,10 @@ from penchant.evaluate.policy import response_totals
 from penchant.models import load
 from penchant.models.config import ModelSource
 from penchant.recipe.selection import ScoreRecipe, ScoringModel
-from penchant.reward.fitting import Room, fit
-from penchant.reward.score import Reading, Scorer
+from penchant.reward.fitting import NO_LIMIT, Reading, Room, fit, most_tokens
+from penchant.reward.score import Scorer, automatic_budget, only_texts
 from penchant.train.policy import Placement, named_reference
 from penchant.types import Comparison, TokenTree
-
-_NO_LIMIT = 2**40
-_SANE = 10**9
-"""Tokenizers without a limit give a huge one."""
-_BUDGET = {"cpu": 4096}
-_OTHER_BUDGET = 32_768
-"""Tokens that run together where `token_budget` is auto, as of reward models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +74,8 @@ class PolicyScorer:
     def trees(self, comparisons: Iterable[Comparison]) -> list[TokenTree]:
         """The usable rows as trees, in their order, uncut; the others are in `report`."""
         rows = list(comparisons)
-        settings = TokenSettings(chat_template=self.chat_template, max_length=_NO_LIMIT)
-        planned = [Planned(_only_texts(row), PairPlan((), None, ())) for row in rows]
+        settings = TokenSettings(chat_template=self.chat_template, max_length=NO_LIMIT)
+        planned = [Planned(only_texts(row), PairPlan((), None, ())) for row in rows]
         trees = []
         for row, made in zip(rows, Maker(self.tokenizer, settings).make(planned), strict=True):
             if made.tree is not None:
@@ -211,16 +204,16 @@ def _policy(
     source = ModelSource(path=model.path, dtype=model.dtype, **hub)
     engine = named_reference(source, place)
     assert engine is not None, "a source was given"
-    room = _room(config, tokenizer, reading, run_facts(model.path))
+    room = room_of(config, tokenizer, reading, run_facts(model.path))
     load.check_length(config, room.max_length, model.path)
     adapter_off = beside is not None and _is_base(model.path, beside.reference)
-    kind = torch.device(device).type
-    automatic = _BUDGET.get(kind, _OTHER_BUDGET)
     return PolicyScorer(
         engine=engine,
         tokenizer=tokenizer,
         room=room,
-        token_budget=automatic if recipe.token_budget == "auto" else recipe.token_budget,
+        token_budget=automatic_budget(device)
+        if recipe.token_budget == "auto"
+        else recipe.token_budget,
         per_token=recipe.by == "logprob_per_token",
         chat_template=reading.chat_template,
         reference=None
@@ -240,27 +233,18 @@ def _is_base(path: str, reference: ModelSource) -> bool:
     return Path(base_of(path)).resolve() == Path(reference.path).resolve()
 
 
-def _room(config: Any, tokenizer: Any, reading: Reading, facts: RunFacts) -> Room:
+def room_of(config: Any, tokenizer: Any, reading: Reading, facts: RunFacts) -> Room:
     """As in the model's run; of another model as much as it reads."""
     cuts = facts.cuts
-    text = config.get_text_config()
-    most = getattr(text, "max_position_embeddings", None) or _NO_LIMIT
-    told = tokenizer.model_max_length
-    most = min(most, told) if told < _SANE else most
     prompt = reading.max_prompt_length
     if prompt is None and reading.max_length in (None, cuts.get("max_length")):
         prompt = cuts.get("max_prompt_length")
     return Room(
-        max_length=reading.max_length or cuts.get("max_length") or most,
+        max_length=reading.max_length or cuts.get("max_length") or most_tokens(config, tokenizer),
         max_prompt_length=prompt,
         truncate_prompt=reading.truncate_prompt or cuts.get("truncate_prompt") or "keep_end",
         bos_id=tokenizer.bos_token_id,
     )
-
-
-def _only_texts(row: Comparison) -> Comparison:
-    """The row without what is known of its responses: every one of them is scored."""
-    return replace(row, pairs=None, scores=None, labels=None, soft_labels=None)
 
 
 def _hub(model: ScoringModel) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def fit(tree: TokenTree, room: Room) -> list[Part]:
 def room_of(config: Any, tokenizer: Any, reading: Reading, decoder: bool) -> Room:
     """As in training; of a foreign model as much as it reads."""
     trained = settings_of(config)
-    longest = reading.max_length or trained.max_length or _most_tokens(config, tokenizer)
+    longest = reading.max_length or trained.max_length or most_tokens(config, tokenizer)
     prompt = reading.max_prompt_length
     if prompt is None and reading.max_length in (None, trained.max_length):
         prompt = trained.max_prompt_length
@@ -120,7 +120,8 @@ def room_of(config: Any, tokenizer: Any, reading: Reading, decoder: bool) -> Roo
     )
 
 
-def _most_tokens(config: Any, tokenizer: Any) -> int:
+def most_tokens(config: Any, tokenizer: Any) -> int:
+    """What model and tokenizer say that they read at most; NO_LIMIT where neither does."""
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or NO_LIMIT
     if text.model_type in _COUNT_PADDING:

@@ -137,7 +137,7 @@ class Scorer:
             model=model,
             tokenizer=tokenizer,
             room=room,
-            token_budget=_budget(place) if token_budget == "auto" else token_budget,
+            token_budget=automatic_budget(place) if token_budget == "auto" else token_budget,
             chat_template=reading.chat_template,
             engine=engines.prepare(model) if decoder else None,
         )
@@ -214,7 +214,7 @@ class Scorer:
 
     def _rows(self, rows: Sequence[Comparison]) -> list[TokenTree]:
         settings = TokenSettings(chat_template=self.chat_template, max_length=NO_LIMIT)
-        planned = [Planned(_only_texts(row), PairPlan((), None, ())) for row in rows]
+        planned = [Planned(only_texts(row), PairPlan((), None, ())) for row in rows]
         trees = []
         for row, made in zip(rows, Maker(self.tokenizer, settings).make(planned), strict=True):
             if made.tree is not None:
@@ -231,7 +231,7 @@ class Scorer:
         trees = []
         for row in rows:
             try:
-                trees.append(encoder.tree(_only_texts(row)))
+                trees.append(encoder.tree(only_texts(row)))
             except RowError as error:
                 self.report.set_aside.append(Unscored(row.row_id, error.reason, error.detail))
         self._count_rows(rows, trees)
@@ -249,7 +249,7 @@ class Scorer:
         report.not_finite += sum(int((~torch.isfinite(values)).sum()) for values in found)
 
 
-def _only_texts(row: Comparison) -> Comparison:
+def only_texts(row: Comparison) -> Comparison:
     """The row without what is known of its responses: every one of them is scored."""
     return replace(row, pairs=None, scores=None, labels=None, soft_labels=None)
 
@@ -262,5 +262,6 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _budget(device: str) -> int:
+def automatic_budget(device: str) -> int:
+    """Tokens of a micro-batch where nobody says how many."""
     return _BUDGET.get(torch.device(device).type, _OTHER_BUDGET)
