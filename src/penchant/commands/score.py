@@ -47,12 +47,16 @@ def run(recipe: ScoreRecipe, dry_run: bool = False) -> dict[str, Any]:
     sources = [source.model_dump() for source in recipe.data.train]
     rows = CarriedRows.of(sources, format=recipe.data.format, seed=recipe.seed)
     num_rows, digest = rows.count_and_digest()
+    left_out = {"rows_left_out": rows.left_out, "empty_responses_left_out": rows.num_empty}
     check_columns(rows, recipe)
     if dry_run:
-        return _plan(recipe, rows, num_rows, beside)
+        from penchant.commands._score_plan import plan
+
+        return left_out | plan(recipe, rows, beside, _device(recipe))
     identity = _identity(recipe, digest, beside)
     device, processes = _join(recipe)
-    summary = _run(_Job(recipe, rows, num_rows, identity, device, processes, beside))
+    job = _Job(recipe, rows, num_rows, left_out, identity, device, processes, beside)
+    summary = _run(job)
     if processes.is_main:
         _tell(recipe, summary)
     return summary
@@ -65,6 +69,8 @@ class _Job:
     recipe: ScoreRecipe
     rows: CarriedRows
     num_rows: int
+    left_out: dict[str, int]
+    """Rows and responses that are in no output."""
     identity: dict[str, Any]
     device: str
     processes: Processes
@@ -124,7 +130,7 @@ def _publish(job: _Job, journal: Journal) -> dict[str, Any]:
     journal.gather(job.total)
     finish = Finish(job.recipe, job.rows, job.num_rows, journal, job.identity["data"])
     scales = finish.scales()
-    summary = finish.summary(scales) | _of_recipe(job.recipe, job.beside)
+    summary = finish.summary(scales) | job.left_out | _of_recipe(job.recipe, job.beside)
     return journal.publish(job.total, summary, finish.output(scales))
 
 
@@ -147,12 +153,8 @@ def _open(output: Path, identity: dict[str, Any], processes: Processes) -> Journ
 def _join(recipe: ScoreRecipe) -> tuple[str, Processes]:
     """Where this process computes, and the others, where a launcher started several."""
     from penchant.engine.processes import ALONE, join
-    from penchant.train.device import pick_device
 
-    try:
-        device = pick_device(recipe.device)
-    except RecipeError as error:
-        raise RecipeError(str(error).replace("training.device", "device")) from None
+    device = _device(recipe)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched == 1:
         return device, ALONE
@@ -166,6 +168,15 @@ def _join(recipe: ScoreRecipe) -> tuple[str, Processes]:
             "them with: torchrun --nproc_per_node N -m penchant score ..."
         )
     return str(accelerator.device), processes
+
+
+def _device(recipe: ScoreRecipe) -> str:
+    from penchant.train.device import pick_device
+
+    try:
+        return pick_device(recipe.device)
+    except RecipeError as error:
+        raise RecipeError(str(error).replace("training.device", "device")) from None
 
 
 @contextmanager
@@ -227,20 +238,6 @@ def _of_recipe(recipe: ScoreRecipe, beside: list[Against | None]) -> dict[str, A
     }
 
 
-def _plan(
-    recipe: ScoreRecipe, rows: CarriedRows, num_rows: int, beside: list[Against | None]
-) -> dict[str, Any]:
-    used = [row.comparison for row in rows if row.comparison is not None]
-    return {
-        "rows": num_rows,
-        "rows_set_aside": num_rows - len(used),
-        "responses": sum(len(row.responses) for row in used),
-        "models": [f"{model.name}: weight {model.weight:g}" for model in recipe.scorers],
-        "reference": None if beside[0] is None else beside[0].reference.path,
-        "would_write": [recipe.output],
-    }
-
-
 def _tell(recipe: ScoreRecipe, summary: dict[str, Any]) -> None:
     print(
         f"wrote {summary['rows']:,} rows to {recipe.output}: {summary['responses']:,} responses of "
@@ -249,11 +246,13 @@ def _tell(recipe: ScoreRecipe, summary: dict[str, Any]) -> None:
     for reason, count in summary["set_aside"].items():
         print(f"{count:,} rows set aside: {reason} (in their places, with the reason)")
     for name, what in (
+        ("rows_left_out", "rows left out: not drawn by fraction or rows"),
+        ("empty_responses_left_out", "responses left out: no text, in a format without a place"),
         ("responses_without_score", "responses have no finite score"),
         ("prompts_cut", "responses were scored behind a cut prompt"),
         ("responses_cut", "responses were cut"),
     ):
-        if summary[name]:
+        if summary.get(name):  # an earlier version's summary may lack one
             print(f"{summary[name]:,} {what}")
 
 
