@@ -44,6 +44,7 @@ RENAMED = {
     "load_best_model_at_end": "training.keep_best",
     "logging_steps": "training.logging_steps",
     "report_to": "training.report_to",
+    "torch_compile": "training.compile",
 }
 
 DERIVED: dict[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
