@@ -11,6 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from penchant import cli, objectives
+from penchant.data import formats
+from penchant.data.conversion import writable
 from tests.commands.world import write_world
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,3 +89,39 @@ def test_the_list_of_files_names_every_file() -> None:
         if path.name != "__init__.py" and not words & {path.stem, path.name}
     ]
     assert not missing
+
+
+def test_the_page_of_formats_lists_what_is_read_and_written() -> None:
+    page = (ROOT / "docs" / "formats.md").read_text()
+    assert set(re.findall(r"^\| `([\w-]+)` \|", page, flags=re.MULTILINE)) == set(formats.known())
+    written = page.split("penchant.data.write")[1].split(", write ")[1].split("\n\n")[0]
+    assert set(re.findall(r"`([\w-]+)`", written)) == set(writable())
+
+
+def test_it_names_every_file_of_tests_and_bench_in_its_folder() -> None:
+    page = (ROOT / "docs" / "files.md").read_text()
+    folders = re.findall(r"^((?:tests|bench)/(?:\w+/)?) +(.*(?:\n +.*)*)", page, flags=re.MULTILINE)
+    named = {folder: set(re.findall(r"\w+", text)) for folder, text in folders}
+    missing = [
+        str(path.relative_to(ROOT))
+        for top in ("tests", "bench")
+        for path in (ROOT / top).rglob("*.py")
+        if path.name != "__init__.py"
+        and path.stem.removeprefix("test_")
+        not in named.get(f"{path.parent.relative_to(ROOT).as_posix()}/", ())
+    ]
+    assert not missing
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "tour.md"]
+PAGES += sorted((ROOT / "docs" / "decisions").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_are_spoken_of_are_there(page: Path) -> None:
+    """But for those of an objective that is still to be written, and one that became a package."""
+    folders = (ROOT / name for name in ("src", "tests", "bench", "docs"))
+    there = [path.as_posix() for folder in folders for path in folder.rglob("*.py")]
+    for named in set(re.findall(r"`([\w/]+\.py)`", page.read_text())):
+        if "my_loss" not in named and named != "recipe.py":
+            assert any(path.endswith(f"/{named}") for path in there), named
