@@ -33,6 +33,9 @@ from step_chart import chart
 from step_results import BENCH, Results, conditions
 from step_workload import draw_lengths, read_lengths
 
+KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+"""glibc keeps freed memory, on all sides, as a run of Penchant has it: otherwise TRL's steps are up
+to twice as slow where fresh pages are dear, as in a virtual machine, and vary from hour to hour."""
 ENOUGH = 0.9
 """Of the threads' cores: what a run must have had to be of use."""
 
@@ -133,6 +136,7 @@ def run_one(asked: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",
+        **KEPT,
     }
     done = subprocess.run(
         [sys.executable, str(BENCH / "step_measure.py"), json.dumps(asked)],

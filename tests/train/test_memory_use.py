@@ -98,3 +98,45 @@ def test_batches_of_ever_new_sizes_do_not_take_ever_more_memory() -> None:
     """In a process of its own: the library reads its settings once. Unbounded it is 300 MiB."""
     done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True)
     assert float(done.stdout) < 60, done.stderr
+
+
+FAULTS = """
+import os, resource, sys
+import torch
+from penchant.train import memory_use
+
+if sys.argv[1] == "kept":
+    memory_use.keep_freed(torch.device("cpu"), {})
+
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+faults()
+print(faults())
+memory_use.release()
+print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+"""
+
+
+@pytest.mark.skipif(not memory_use.can_measure(CPU), reason="not Linux")
+def test_freed_memory_is_kept_for_the_next_step_and_given_back_on_request() -> None:
+    found = {}
+    for how in ("as it comes", "kept"):
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True
+        )
+        found[how] = [int(line) for line in done.stdout.split()]
+    pages, resident = zip(found["as it comes"], found["kept"], strict=True)
+    assert pages[1] < pages[0] / 10
+    assert resident[1] - resident[0] < 32 * MIB
+
+
+def test_who_set_the_allocator_has_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_use.ctypes, "CDLL", lambda _: pytest.fail("it was set all the same"))
+    memory_use.keep_freed(CPU, {"MALLOC_TRIM_THRESHOLD_": "1"})
+    memory_use.keep_freed(torch.device("cuda"), {})

@@ -168,7 +168,7 @@ REFUSED = {
     "max_target_length": "use data.max_length (prompt + response) and data.max_prompt_length",
     "tokenizer_name_or_path": "the tokenizer lies with the model",
     "tokenizer_name": "the tokenizer lies with the model",
-    "deepspeed": "start with `accelerate launch --config_file FILE -m penchant.cli`",
+    "deepspeed": "FSDP2 splits weights: `accelerate launch` with configs/accelerate/fsdp2.yaml",
     "fsdp": "start with `accelerate launch --config_file FILE -m penchant.cli`",
     "fsdp_config": "start with `accelerate launch --config_file FILE -m penchant.cli`",
     "use_auth_token": "log in with `hf auth login` or set HF_TOKEN",

@@ -46,6 +46,7 @@ class Estimate:
 def estimate(case: Case) -> Estimate:
     """By a probe, or by reckoning where there is a reason against one, which is then said."""
     memory_use.bound_caches()
+    memory_use.keep_freed(case.device)
     works: Works | None = None
     reason = _against(case)
     if reason is None:

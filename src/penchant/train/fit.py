@@ -92,8 +92,7 @@ def fit(job: Job) -> dict[str, Any]:
 def _fit(job: Job, stop: interrupt.Interrupt) -> dict[str, Any]:
     check_optimizer(job.training.optimizer)
     accelerator, processes = launch.start(job.training, job.folder)
-    memory_use.bound_caches()
-    memory_use.release()
+    memory_use.prepare(accelerator.device)
     memory_use.restart_peak(accelerator.device)
     free = memory_use.free_bytes(accelerator.device)
     dtype = load.compute_dtype(job.model.path, job.model.dtype, **hub_keywords(job.model))

@@ -22,6 +22,9 @@ _CLEAR = Path("/proc/self/clear_refs")
 _GROUPS = Path("/sys/fs/cgroup")
 _KERNELS = 128
 """oneDNN kernels kept: of some micro-batches, all layers of which share theirs; see docs/log.md."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_NEVER, _LARGEST = -1, 2**31 - 1
+"""Of glibc's mallopt: its parameters, and values that mean no trimming, and blocks below 2 GiB."""
 _UNLIMITED = 2**60
 """Where a control group has no limit, version 1 says a number beyond all memory."""
 
@@ -65,6 +68,13 @@ def control_group_room(
     return rooms
 
 
+def prepare(device: torch.device) -> None:
+    """What a process that trains does first: bounds caches, keeps freed memory, has none unused."""
+    bound_caches()
+    keep_freed(device)
+    release()
+
+
 def bound_caches(environment: MutableMapping[str, str] = os.environ) -> None:
     """Keeps oneDNN from holding memory for every size of batch that it has met.
 
@@ -74,6 +84,21 @@ def bound_caches(environment: MutableMapping[str, str] = os.environ) -> None:
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         environment.setdefault(name, str(_KERNELS))
+
+
+def keep_freed(device: torch.device, environment: Mapping[str, str] = os.environ) -> None:
+    """Has glibc keep what is freed, on a CPU: in steps of one size it is soon needed again.
+
+    As it comes it gives large blocks back at once, and the pages of every activation are made anew
+    in every step, which can take as long as the arithmetic on them. `release` gives back what is
+    unused. Where a MALLOC_ variable is set, its owner has decided.
+    """
+    if device.type != "cpu" or any(name.startswith("MALLOC_") for name in environment):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGEST)
+        mallopt(_TRIM_THRESHOLD, _NEVER)
 
 
 def release() -> None:
