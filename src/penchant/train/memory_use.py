@@ -106,7 +106,11 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    # glibc keeps what was freed, which would hide what is taken next.
+    # What was freed and kept would hide what is taken next.
+    _trim()
+
+
+def _trim() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
@@ -117,6 +121,7 @@ def restart_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif can_measure(device):
+        _trim()
         _CLEAR.write_text("5")
 
 
