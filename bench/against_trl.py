@@ -9,6 +9,8 @@ turns; medians of `--runs` usable runs count. A run that had less than 0.9 of it
 is discarded and repeated, as often as `--retries` allows: other programs were running. Results are
 written after every run, and the same command goes on where it was stopped. The first step's loss
 and gradient norm are compared between sides; where losses differ the exit code is 1.
+TRL's side keeps freed memory as Penchant's does, which makes it faster; `--allocator system` runs
+it as it comes.
 
 The default set (DEFAULT in step_cases.py) takes about three hours on two cores, most of it TRL's
 defaults; `--cases a-bf16 --runs 3` about ten minutes. Prints tables and writes
@@ -30,12 +32,12 @@ from typing import Any
 import step_cases as catalogue
 import step_table as table
 from step_chart import chart
-from step_results import BENCH, Results, conditions
+from step_results import BENCH, OURS, Results, conditions
 from step_workload import draw_lengths, read_lengths
 
 KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-"""glibc keeps freed memory, on all sides, as a run of Penchant has it: otherwise TRL's steps are up
-to twice as slow where fresh pages are dear, as in a virtual machine, and vary from hour to hour."""
+"""glibc keeps freed memory, as a run of Penchant has it do. As it comes, TRL's steps take up to
+twice as long where fresh pages are dear, as in a virtual machine, and vary by the hour."""
 ENOUGH = 0.9
 """Of the threads' cores: what a run must have had to be of use."""
 
@@ -124,6 +126,8 @@ def job(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "gemm_size": options.gemm_size,
         "token_budget": options.token_budget,
         "trl_micro_batch": options.trl_micro_batch,
+        # What was measured before there was a choice stays valid.
+        **({"allocator": "system"} if options.allocator == "system" else {}),
     }
 
 
@@ -136,7 +140,7 @@ def run_one(asked: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",
-        **KEPT,
+        **(KEPT if options.allocator == "kept" or asked["contestant"] in OURS else {}),
     }
     done = subprocess.run(
         [sys.executable, str(BENCH / "step_measure.py"), json.dumps(asked)],
@@ -197,8 +201,9 @@ def resolve(options: argparse.Namespace) -> None:
     if options.lengths is not None and options.tokenizer is None:
         options.tokenizer = options.lengths.parent / "tokenizer_gpt2"
     if options.results is None:
-        name = "against_trl_cuda.json" if on_cuda else "against_trl.json"
-        options.results = BENCH / "results" / name
+        ending = "_cuda" if on_cuda else ""
+        ending += "_system_allocator" if options.allocator == "system" else ""
+        options.results = BENCH / "results" / f"against_trl{ending}.json"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -218,6 +223,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--trl-micro-batch", type=int, help="pairs, TRL best (1; cuda: 2, try what is fastest)")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--model-size", choices=("1B", "8B"), default="1B", help="with --device cuda")
+    add(
+        "--allocator",
+        choices=("kept", "system"),
+        default="kept",
+        help="what TRL's side does with freed memory: keeps it, as Penchant's, or as it comes",
+    )
     add("--gemm-size", type=int, help="of the square products (4096; cuda: 8192)")
     add("--results", type=Path, metavar="FILE", help="JSON; the chart lies beside it")
     add("--fresh", action="store_true", help="starts again instead of going on")
