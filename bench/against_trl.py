@@ -12,8 +12,8 @@ and gradient norm are compared between sides; where losses differ the exit code 
 TRL's side keeps freed memory as Penchant's does, which makes it faster; `--allocator system` runs
 it as it comes.
 
-The default set (DEFAULT in step_cases.py) takes about three hours on two cores, most of it TRL's
-defaults; `--cases a-bf16 --runs 3` about ten minutes. Prints tables and writes
+The default set (DEFAULT in step_cases.py) takes about two hours on two cores, most of it TRL's
+defaults; `--cases a-bf16 --runs 3` about six minutes. Prints tables and writes
 bench/results/against_trl.json and .svg (against_trl_cuda for `--device cuda`).
 """
 

@@ -33,6 +33,7 @@ from torch import Tensor
 from penchant import __version__
 from penchant.reward.fitting import Room
 from penchant.reward.score import Scorer
+from penchant.train.memory_use import keep_freed
 from penchant.types import TokenTree
 
 RESULTS = Path(__file__).parent / "results" / "score.json"
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints and writes; 0 where scores agree, 1 where not."""
     asked = parse(arguments)
     torch.set_num_threads(asked.threads)
+    keep_freed(torch.device(asked.device))
     trees = make_trees(asked)
     model = make_model(SIZES[asked.size], asked).to(asked.device).eval()
     tokenizer = word_tokenizer(SIZES[asked.size].vocabulary)

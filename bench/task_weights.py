@@ -27,6 +27,7 @@ from step_workload import END, SEED
 
 from penchant import engine, objectives
 from penchant.train.config import TaskWeightsConfig
+from penchant.train.memory_use import keep_freed
 from penchant.train.reward_step import RewardStep
 from penchant.train.reward_tasks import Tasks
 from penchant.types import TokenTree
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints, writes; 0 where the share is within the limit."""
     asked = parse(arguments)
     torch.set_num_threads(asked.threads)
+    keep_freed(torch.device("cpu"))
     trees = make_trees(asked)
     size = argparse.Namespace(prompt_tokens=PROMPT, response_tokens=RESPONSE, dtype="float32")
     prepared = engine.prepare(make_model(SIZES[asked.size], size))

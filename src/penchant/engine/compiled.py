@@ -78,7 +78,8 @@ def compile_layers(engine: Engine) -> None:
 
 def _layers(model: Any) -> list[nn.Module]:
     inner = causal_of(model)
-    return decoder_layers(inner, inner.config.get_text_config().num_hidden_layers)
+    number = getattr(inner.config.get_text_config(), "num_hidden_layers", None) or 0
+    return decoder_layers(inner, number) if number else []
 
 
 def _undo(layers: list[nn.Module]) -> None:

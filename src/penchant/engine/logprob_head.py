@@ -245,8 +245,9 @@ def _recompute(
 
 def _adds_wide(part: Tensor, total: Tensor) -> bool:
     """Whether a product in half precision can be added to a float32 total as it is computed."""
-    known = "dtype_out" in torch.ops.aten.addmm.overloads()
-    return known and part.device.type == "cuda" and total.dtype == torch.float32
+    if part.device.type != "cuda" or total.dtype != torch.float32:
+        return False
+    return "dtype_out" in torch.ops.aten.addmm.overloads()
 
 
 def _full_precision(like: Tensor) -> torch.autocast:
