@@ -4,42 +4,45 @@
     python bench/against_trl.py --list
     python bench/against_trl.py --device cuda --model-size 1B
 
-Every measurement is a process of its own with as many threads as `--threads`; contestants take
-turns; medians of `--runs` usable runs count. A run that had less than 0.9 of its threads' cores
-is discarded and repeated, as often as `--retries` allows: other programs were running. Results are
-written after every run, and the same command goes on where it was stopped. The first step's loss
-and gradient norm are compared between sides; where losses differ the exit code is 1.
-TRL's side keeps freed memory as Penchant's does, which makes it faster; `--allocator system` runs
-it as it comes.
+Contestants of a case are processes of their own with as many threads as `--threads`. They are set
+up one after the other, make one step to warm up, and then take turns, step by step, until each has
+`--runs` usable runs; medians count. A run that had less than 0.9 of its threads' cores while other
+programs used more than the rest is discarded and repeated, as often as `--retries` allows. Results
+are written case by case, and the same command goes on where it was stopped. The first step's loss
+and gradient norm are compared between sides; where they differ the exit code is 1.
+TRL runs as it comes; `--allocator kept` has the C library keep freed memory in its processes, as a
+run of Penchant does in its own, which makes TRL faster on many machines.
 
-The default set (DEFAULT in step_cases.py) takes about two hours on two cores, most of it TRL's
-defaults; `--cases a-bf16 --runs 3` about six minutes. Prints tables and writes
-bench/results/against_trl.json and .svg (against_trl_cuda for `--device cuda`).
+The default set (DEFAULT in step_cases.py) takes about two hours on two cores, most of it TRL's;
+`--cases a-bf16 --runs 3` about six minutes. With less than 24 GiB of memory say `--together 2`.
+Prints tables and writes bench/results/against_trl.json and .svg (against_trl_cuda for `--device
+cuda`, against_trl_kept for `--allocator kept`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import step_cases as catalogue
 import step_table as table
+import step_turns as turns
+from step_cases import OURS, PENCHANT
 from step_chart import chart
-from step_results import BENCH, OURS, Results, conditions
+from step_results import BENCH, Results, conditions
 from step_workload import draw_lengths, read_lengths
 
 KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-"""glibc keeps freed memory, as a run of Penchant has it do. As it comes, TRL's steps take up to
-twice as long where fresh pages are dear, as in a virtual machine, and vary by the hour."""
+"""glibc keeps freed memory, as a run of Penchant has it do by itself. As it comes, TRL's steps take
+up to twice as long where fresh pages are dear, as in a virtual machine, and vary by the hour."""
 ENOUGH = 0.9
 """Of the threads' cores: what a run must have had to be of use."""
+MOST_RUNS = 15
+"""With as many retries, and five steps a run, what a process makes at most."""
 
 
 def main(arguments: list[str]) -> int:
@@ -55,7 +58,7 @@ def main(arguments: list[str]) -> int:
         for name in [] if options.report else options.cases:
             run_case(name, options, results)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here")
+        print("\nstopped; the same command goes on with this case")
         return 130
     if not results.cases:
         print(f"{options.results.name} holds no results; leave --report out to measure")
@@ -64,33 +67,75 @@ def main(arguments: list[str]) -> int:
     options.results.with_suffix(".svg").write_text(chart(results.cases) + "\n")
     apart = table.disagreements(results.cases)
     if apart:
-        print(f"\nlosses differ between sides: {', '.join(apart)}", file=sys.stderr)
+        print(f"\nthe sides compute different steps: {', '.join(apart)}", file=sys.stderr)
     return 1 if apart else 0
 
 
 def run_case(name: str, options: argparse.Namespace, results: Results) -> None:
-    """All contestants in turn, until each has its runs or no more tries."""
+    """Sittings of all contestants, until each has its runs or no more tries."""
     asked = job(name, options)
-    contestants = options.contestants or catalogue.all_cases()[name].contestants
-    tries = dict.fromkeys(contestants, options.runs + options.retries)
     results.retry(name)
-    while True:
-        # Every round again: who edits the code meanwhile must not get a mixture of both.
-        said = results.start(name, conditions(asked), keep_trl=options.keep_trl)
-        if said:
-            print(f"{name}: {said}")
-            tries = dict.fromkeys(contestants, options.runs + options.retries)
-        waiting = [who for who in contestants if lacks(results.runs(name, who), options.runs)]
-        waiting = [who for who in waiting if tries[who]]
-        if not waiting:
-            return
-        for who in waiting:
-            tries[who] -= 1
-            started = time.perf_counter()
-            record = run_one(asked | {"contestant": who}, options)
-            usable = results.add(name, who, record, options.min_cores)
-            took = time.perf_counter() - started
-            print(f"{name} {who}: {said_of(record, usable)} [{took:.0f} s]", flush=True)
+    if said := results.start(name, conditions(asked)):
+        print(f"{name}: {said}")
+    groups = groups_of(name, options)
+    alone = all(len(group) == 1 for group in groups)
+    for sitting in range(options.runs if alone else 1):
+        for group in groups:
+            wanted = sitting + 1 if alone else options.runs
+            if not any(lacks(results.runs(name, who), wanted) for who in group):
+                continue
+            starts = [partial(start, asked | {"contestant": who}, options) for who in group]
+            found = turns.sit(
+                starts,
+                1 if alone else options.runs,
+                1 + options.retries if alone else options.runs + options.retries,
+                options.seconds,
+                partial(is_usable, options=options),
+                partial(tell, name),
+            )
+            # Who edits the code meanwhile must not get a mixture of both.
+            if said := results.start(name, conditions(asked)):
+                print(f"{name}: {said}")
+            results.add(name, found)
+
+
+def groups_of(name: str, options: argparse.Namespace) -> list[list[str]]:
+    """Contestants whose processes live at once; Penchant takes turns with each of several groups.
+
+    On an accelerator every contestant has it for itself.
+    """
+    case = catalogue.all_cases()[name]
+    asked = list(options.contestants or case.contestants)
+    most = options.together or (1 if options.device == "cuda" else case.together)
+    if most == 1 or len(asked) <= most or PENCHANT not in asked:
+        size = max(1, most)
+        return [asked[first : first + size] for first in range(0, len(asked), size)]
+    others = [who for who in asked if who != PENCHANT]
+    return [[PENCHANT, *others[i : i + most - 1]] for i in range(0, len(others), most - 1)]
+
+
+def start(asked: dict[str, Any], options: argparse.Namespace) -> turns.Contestant:
+    """A contestant's process, set up and waiting for its turn."""
+    threads = str(options.threads)
+    environment = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONWARNINGS": "ignore",
+        **(KEPT if options.allocator == "kept" and asked["contestant"] not in OURS else {}),
+    }
+    return turns.Contestant(asked, environment)
+
+
+def is_usable(run: dict[str, Any], options: argparse.Namespace) -> bool:
+    """Whether a run had the processor that it wanted.
+
+    Some leave cores idle by themselves: TRL's steps in memory that the system must first clear.
+    """
+    others = run["other_cores"]
+    alone = others is not None and others <= options.threads - options.min_cores
+    return bool(alone or run["cores"] >= options.min_cores)
 
 
 def lacks(one: dict[str, Any], runs: int) -> bool:
@@ -98,13 +143,18 @@ def lacks(one: dict[str, Any], runs: int) -> bool:
     return "left_out" not in one and "failed" not in one and len(one["runs"]) < runs
 
 
-def said_of(record: dict[str, Any], usable: bool) -> str:
-    """A run in a line."""
+def tell(case: str, who: str, said: dict[str, Any]) -> None:
+    """A run in a line, or why there is none."""
     for key in ("left_out", "failed"):
-        if key in record:
-            return f"{key.replace('_', ' ')}: {record[key]}"
-    text = f"{record['seconds']:.3f} s, {record['cores']:.2f} cores"
-    return text if usable else f"{text}, discarded"
+        if key in said:
+            print(f"{case} {who}: {key.replace('_', ' ')}: {said[key]}", flush=True)
+    if "seconds" in said:
+        others = "" if said["other_cores"] is None else f", others {said['other_cores']:.2f}"
+        print(
+            f"{case} {who}: {said['seconds']:.3f} s, {said['cores']:.2f} cores{others}"
+            f"{'' if said['usable'] else ', discarded'}",
+            flush=True,
+        )
 
 
 def job(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -116,8 +166,10 @@ def job(name: str, options: argparse.Namespace) -> dict[str, Any]:
         lengths = draw_lengths(case)
     else:
         lengths = read_lengths(case, options.lengths, options.tokenizer)
+    kind = {key: getattr(case, key) for key in ("dtype", "responses", "pairing", "lora", "cap")}
     return {
         "case": name,
+        "kind": kind | {"model": asdict(catalogue.SIZES[case.size])},
         "lengths": [[prompt, responses] for prompt, responses in lengths],
         "lengths_of": "the distribution" if options.lengths is None else options.lengths.name,
         "device": options.device,
@@ -126,32 +178,8 @@ def job(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "gemm_size": options.gemm_size,
         "token_budget": options.token_budget,
         "trl_micro_batch": options.trl_micro_batch,
-        # What was measured before there was a choice stays valid.
-        **({"allocator": "system"} if options.allocator == "system" else {}),
+        "allocator": options.allocator,
     }
-
-
-def run_one(asked: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """The record of one process; `failed` holds the last line of its error."""
-    threads = str(options.threads)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONWARNINGS": "ignore",
-        **(KEPT if options.allocator == "kept" or asked["contestant"] in OURS else {}),
-    }
-    done = subprocess.run(
-        [sys.executable, str(BENCH / "step_measure.py"), json.dumps(asked)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return {"failed": lines[-1][:300]}
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def print_cases(options: argparse.Namespace) -> None:
@@ -181,8 +209,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         options.cases = on_cuda if options.device == "cuda" else everything
     if unknown := [name for name in options.cases if name not in known]:
         parser.error(f"no case named {', '.join(unknown)}; --list shows those there are")
-    if options.runs < 1:
-        parser.error(f"--runs {options.runs}: at least 1 is needed")
+    if not 1 <= options.runs <= MOST_RUNS:
+        parser.error(f"--runs {options.runs}: from 1 to {MOST_RUNS}")
     resolve(options)
     return options
 
@@ -191,7 +219,7 @@ def resolve(options: argparse.Namespace) -> None:
     """What follows from other options where it was not given."""
     on_cuda = options.device == "cuda"
     if options.retries is None:
-        options.retries = options.runs
+        options.retries = min(options.runs, MOST_RUNS)
     if options.min_cores is None:
         options.min_cores = 0.0 if on_cuda else ENOUGH * options.threads
     if options.trl_micro_batch is None:
@@ -202,7 +230,7 @@ def resolve(options: argparse.Namespace) -> None:
         options.tokenizer = options.lengths.parent / "tokenizer_gpt2"
     if options.results is None:
         ending = "_cuda" if on_cuda else ""
-        ending += "_system_allocator" if options.allocator == "system" else ""
+        ending += "_kept" if options.allocator == "kept" else ""
         options.results = BENCH / "results" / f"against_trl{ending}.json"
 
 
@@ -213,9 +241,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--contestants", nargs="+", choices=list(catalogue.CONTESTANTS))
     add("--runs", type=int, default=5, help="usable runs per contestant (%(default)s)")
     add("--retries", type=int, help="runs more, where some are discarded (as many as --runs)")
-    add("--min-cores", type=float, help="least processor use of a run (0.9 of --threads)")
+    add(
+        "--min-cores",
+        type=float,
+        help="least processor use beside others (0.9 of --threads)",
+    )
     add("--threads", type=int, default=2, help="of each process (%(default)s)")
-    add("--seconds", type=float, default=2.0, help="timed steps repeat so long (%(default)s)")
+    add("--seconds", type=float, default=2.0, help="steps of a run repeat so long (%(default)s)")
     add("--prompts", type=int, help="another number of prompts than the case's")
     add("--lengths", type=Path, metavar="FILE", help="lengths of a data file's pairs")
     add("--tokenizer", type=Path, help="for --lengths (tokenizer_gpt2 beside the file)")
@@ -225,14 +257,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--model-size", choices=("1B", "8B"), default="1B", help="with --device cuda")
     add(
         "--allocator",
-        choices=("kept", "system"),
-        default="kept",
-        help="what TRL's side does with freed memory: keeps it, as Penchant's, or as it comes",
+        choices=("system", "kept"),
+        default="system",
+        help="what TRL's side does with freed memory: as it comes, or keeps it, as Penchant's",
     )
     add("--gemm-size", type=int, help="of the square products (4096; cuda: 8192)")
     add("--results", type=Path, metavar="FILE", help="JSON; the chart lies beside it")
     add("--fresh", action="store_true", help="starts again instead of going on")
-    add("--keep-trl", action="store_true", help="keeps TRL's runs if only Penchant changed")
+    add("--together", type=int, help="processes that live at once (5, less for large models)")
     add("--report", action="store_true", help="measures nothing; prints what is there")
     add("--list", action="store_true", help="shows the cases (* those that would run)")
 

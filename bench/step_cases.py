@@ -5,19 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PENCHANT, PENCHANT_ONLINE = "penchant", "penchant-online"
+PENCHANT_COMPILED = "penchant-compiled"
 TRL_BEST, TRL_BEST_ONLINE, TRL_DEFAULT = "trl-best", "trl-best-online", "trl-default"
 PACKED_FLASH = "packed-flash"
 CONTESTANTS = {
     PENCHANT: "Penchant, reference known (second epoch, or a second run)",
     PENCHANT_ONLINE: "Penchant, reference computed in the step (first epoch)",
+    PENCHANT_COMPILED: "Penchant, reference known, training.compile=true",
     TRL_BEST: "TRL, one pair per micro-batch, no checkpointing, reference precomputed",
     TRL_BEST_ONLINE: "TRL as above, reference computed in the step",
     TRL_DEFAULT: "TRL as it comes: up to 8 pairs at once, checkpointing, reference in the step",
     PACKED_FLASH: "packed rows, transformers' flash attention, TRL's head, no shared prompt",
 }
-EPOCHS = (PENCHANT, PENCHANT_ONLINE, TRL_BEST, TRL_DEFAULT)
-CACHED = (PENCHANT, TRL_BEST, TRL_DEFAULT)
-ON_CUDA = (PENCHANT, PENCHANT_ONLINE, TRL_BEST, TRL_DEFAULT, PACKED_FLASH)
+OURS = (PENCHANT, PENCHANT_ONLINE, PENCHANT_COMPILED)
+EPOCHS = (PENCHANT, PENCHANT_ONLINE, PENCHANT_COMPILED, TRL_BEST, TRL_BEST_ONLINE, TRL_DEFAULT)
+CACHED = (PENCHANT, PENCHANT_COMPILED, TRL_BEST, TRL_DEFAULT)
+ON_CUDA = (PENCHANT, PENCHANT_ONLINE, TRL_BEST, TRL_BEST_ONLINE, TRL_DEFAULT, PACKED_FLASH)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,8 @@ class Case:
     fixed: bool = False
     """Every prompt and response takes exactly half of the cap."""
     contestants: tuple[str, ...] = EPOCHS
+    together: int = len(EPOCHS)
+    """Contestants whose models may be in memory at once, within 24 GiB."""
     target: Target = Target()
 
     @property
@@ -126,7 +131,7 @@ def _several(responses: int, pairing: str, target: Target | None = None) -> Case
         prompts=2,
         responses=responses,
         pairing=pairing,
-        contestants=(PENCHANT, TRL_BEST),
+        contestants=(PENCHANT, PENCHANT_COMPILED, TRL_BEST),
         target=target or Target(),
     )
 
@@ -148,12 +153,16 @@ CASES: dict[str, Case] = {
         size="b",
         dtype="float32",
         prompts=4,
+        together=3,
+        contestants=(PENCHANT, PENCHANT_ONLINE, TRL_BEST, TRL_DEFAULT),
         target=Target(best=(2.7, 3.3), default=(None, 8), memory=(2.2, 3), share=(0.75, 0.85)),
     ),
     "b-bf16": Case(
         size="b",
         dtype="bfloat16",
         prompts=4,
+        together=3,
+        contestants=(PENCHANT, PENCHANT_ONLINE, PENCHANT_COMPILED, TRL_BEST, TRL_DEFAULT),
         target=Target(best=(4.5, 6.5), default=(9.5, 14), memory=(1.8, 3), share=(0.40, 0.55)),
     ),
     "b-bf16-lora": Case(
@@ -204,9 +213,13 @@ DEFAULT = (
     "k2",
     "k4",
     "k8",
+    "k4-disjoint",
+    "k8-disjoint",
+    "length-512",
+    "length-2048",
     "length-4096",
 )
-"""The rows of the targets' table, and what shows memory flat in K."""
+"""The rows of the targets' table, and what shows how time and memory grow with K and length."""
 
 _SHARE = (0.45, 0.55)
 

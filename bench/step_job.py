@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from step_cases import TRL_DEFAULT, Case
@@ -41,8 +41,8 @@ class Job:
     """Of Penchant's micro-batches; None: what a run of Penchant takes by itself."""
     trl_micro_batch: int = 1
     """Pairs per micro-batch of TRL's best settings."""
-    compiles: bool = True
-    """Whether Penchant's layers are compiled where a long run would compile them."""
+    compiles: bool | Literal["auto"] = "auto"
+    """Whether Penchant's layers are compiled; auto: where a long run would compile them."""
 
 
 def models_of(job: Job) -> tuple[Any, Any]:

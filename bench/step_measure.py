@@ -1,6 +1,7 @@
-"""One measurement in a process of its own: `python step_measure.py JOB`, JSON in, JSON out.
+"""One contestant in a process of its own: `python step_measure.py JOB`, started by step_turns.py.
 
-Started by against_trl.py. The last line of its output is the record.
+Before every step it prints {"waiting": seconds of the step before} and reads a line: "go" or
+"stop". Its last line is {"record": ...}.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from step_cases import (
     PACKED_FLASH,
     PENCHANT,
+    PENCHANT_COMPILED,
     PENCHANT_ONLINE,
     TRL_BEST,
     TRL_BEST_ONLINE,
@@ -29,6 +31,7 @@ from step_workload import make_trees, num_tokens, useful_flops
 SIDES = {
     PENCHANT: "step_penchant",
     PENCHANT_ONLINE: "step_penchant",
+    PENCHANT_COMPILED: "step_penchant",
     TRL_BEST: "step_trl",
     TRL_BEST_ONLINE: "step_trl",
     TRL_DEFAULT: "step_trl",
@@ -44,7 +47,7 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
     name, device, lengths = asked["contestant"], asked["device"], asked["lengths"]
     case = replace(all_cases()[asked["case"]], prompts=len(lengths))
     trees = make_trees(case, lengths)
-    watch = Watch(device, asked["seconds"])
+    watch = Watch(device, turn)
     job = Job(
         name=name,
         case=case,
@@ -52,6 +55,7 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
         device=device,
         token_budget=asked["token_budget"],
         trl_micro_batch=asked["trl_micro_batch"],
+        compiles=True if name == PENCHANT_COMPILED else "auto",
     )
     try:
         record = importlib.import_module(SIDES[name]).train(job, watch)
@@ -59,9 +63,15 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
         return {"left_out": str(error)}
     dtype = getattr(torch, case.dtype)
     record["gemm_flops_per_second"] = gemm_rate(device, dtype, asked["gemm_size"])
-    record["tokens_per_second"] = num_tokens(trees) / record["seconds"]
+    record["tokens"] = num_tokens(trees)
     record["useful_flops"] = useful_flops(case, trees, online=name in ONLINE)
     return record
+
+
+def turn(step: dict[str, Any]) -> bool:
+    """Says that it waits, and whether a step was asked for then."""
+    print(json.dumps({"waiting": step}), flush=True)
+    return sys.stdin.readline().strip() == "go"
 
 
 def main() -> None:
@@ -71,7 +81,7 @@ def main() -> None:
         torch.set_num_threads(asked["threads"])
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked["threads"]])
-    print(json.dumps(measure(asked)))
+    print(json.dumps({"record": measure(asked)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from penchant.engine.reference_store import ReferenceStore
 from penchant.models.adapters import add_lora
 from penchant.models.config import AdapterConfig, ModelConfig
 from penchant.train.costs import ModelSize, Setting, auto_token_budget
-from penchant.train.memory_use import free_bytes
+from penchant.train.memory_use import free_bytes, keep_freed
 from penchant.train.optim import build_optimizer
 from penchant.train.policy import COMPILED_FROM, about, compile_layers
 from penchant.train.step import Step
@@ -41,6 +41,7 @@ def make(job: Job) -> Parts:
     The reference of a step that computes it is a frozen second copy of the model here, so that the
     policy can differ from it; a real run computes it from the policy before its first update.
     """
+    keep_freed(torch.device(job.device))
     case, online = job.case, job.name == PENCHANT_ONLINE
     autocast = torch.bfloat16 if case.dtype == "bfloat16" else None
     free = free_bytes(torch.device(job.device))
@@ -50,7 +51,7 @@ def make(job: Job) -> Parts:
         policy = add_lora(policy, r=case.lora, alpha=alpha, dropout=0.0)
     move(policy)
     prepared = engine.prepare(policy, dtype=autocast)
-    compile_layers(prepared, "auto" if job.compiles else False, COMPILED_FROM)
+    compile_layers(prepared, job.compiles, COMPILED_FROM)
     known = prepared if case.lora else engine.prepare(reference, dtype=autocast)
     budget = job.token_budget or own_budget(job, prepared, free)
 
@@ -82,6 +83,7 @@ def train(job: Job, watch: Watch) -> dict[str, Any]:
     while not watch.done:
         watch.begin()
         watch.end(*update())
+    parts.step.engine.release()
     return watch.record() | about(parts.step.engine) | {"token_budget": parts.step.token_budget}
 
 

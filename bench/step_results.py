@@ -1,4 +1,4 @@
-"""The benchmark's results file: written after every run, taken up again where it stopped.
+"""The benchmark's results file: written after every sitting, taken up again where it stopped.
 
 A case is taken further only under the settings, library versions and code that it was begun with;
 otherwise it starts again.
@@ -18,19 +18,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from step_cases import PENCHANT, PENCHANT_ONLINE, TRL_BEST, TRL_DEFAULT
+from step_cases import OURS, PENCHANT, PENCHANT_ONLINE, TRL_BEST
 
 BENCH = Path(__file__).parent
 SOURCE = BENCH.parent / "src" / "penchant"
-OURS = (PENCHANT, PENCHANT_ONLINE)
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
-SIDE_FILES = ("cases", "flash", "job", "measure", "penchant", "trl", "watch", "workload")
+SIDE_FILES = ("flash", "job", "measure", "penchant", "trl", "turns", "watch", "workload")
 
 
 def conditions(asked: dict[str, Any]) -> dict[str, Any]:
     """What the runs of a case must have in common; `code` is of Penchant, `bench` of the sides."""
     rooms = ("engine", "train", "objectives", "models", "data")
     files = [path for room in rooms for path in (SOURCE / room).rglob("*.py")]
+    files = [path for path in files if path.parent.name != "reference"]  # a store on disk
     return {
         "asked": {key: asked[key] for key in sorted(asked)},
         "versions": {name: version(name) for name in LIBRARIES},
@@ -75,27 +75,13 @@ class Results:
         """What is there already."""
         return cls(path, json.loads(path.read_text())["cases"] if path.exists() else {})
 
-    def start(self, name: str, wanted: dict[str, Any], *, keep_trl: bool) -> str:
-        """Makes the case ready to be taken further; says what became of what was there.
-
-        `keep_trl`: where only Penchant's code changed, TRL's runs stay. They were then not
-        alternated with the new ones, which the file says.
-        """
+    def start(self, name: str, wanted: dict[str, Any]) -> str:
+        """Makes the case ready to be taken further; says so where what was there does not fit."""
         entry = self.cases.get(name)
         if entry is not None and entry["conditions"] == wanted:
             return ""
-        kept = {}
-        if entry is not None and keep_trl and _but_code(entry["conditions"]) == _but_code(wanted):
-            kept = {who: one for who, one in entry["contestants"].items() if who not in OURS}
-        self.cases[name] = {
-            "conditions": wanted,
-            "alternated": not kept,
-            "contestants": kept,
-            "summary": {},
-        }
-        if entry is None:
-            return ""
-        return "TRL's runs are kept, Penchant's made again" if kept else "begun again: it changed"
+        self.cases[name] = {"conditions": wanted, "contestants": {}, "summary": {}}
+        return "" if entry is None else "begun again: it changed"
 
     def retry(self, name: str) -> None:
         """What failed in an earlier session may run again."""
@@ -103,25 +89,19 @@ class Results:
             one.pop("failed", None)
 
     def runs(self, name: str, who: str) -> dict[str, Any]:
-        """A contestant's `runs`, `discarded` and, where it cannot run, `left_out`."""
+        """A contestant's `runs`, `discarded`, `about`, or why it was `left_out` or `failed`."""
         empty: dict[str, Any] = {"runs": [], "discarded": []}
         return self.cases[name]["contestants"].setdefault(who, empty)
 
-    def add(self, name: str, who: str, record: dict[str, Any], min_cores: float) -> bool:
-        """Keeps a record, among the discarded where it had too little of the processor.
-
-        Returns whether it is of use.
-        """
-        place = self.runs(name, who)
-        if "left_out" in record or "failed" in record:
-            place |= record
-            usable = False
-        else:
-            usable = record["cores"] >= min_cores
-            place["runs" if usable else "discarded"].append(record)
+    def add(self, name: str, sitting: dict[str, dict[str, Any]]) -> None:
+        """Keeps what a sitting gave, beside what earlier ones gave."""
+        for who, found in sitting.items():
+            place = self.runs(name, who)
+            for key, value in found.items():
+                place[key] = place[key] + value if key in ("runs", "discarded") else value
+            place["sittings"] = place.get("sittings", 0) + 1
         self.cases[name]["summary"] = summarise(self.cases[name]["contestants"])
         self.save()
-        return usable
 
     def save(self) -> None:
         """Whole or not at all."""
@@ -132,45 +112,39 @@ class Results:
         os.replace(temporary, self.path)
 
 
-def _but_code(conditions: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in conditions.items() if key != "code"}
-
-
 def summarise(contestants: dict[str, Any]) -> dict[str, Any]:
     """Medians over the usable runs of each contestant, and what Penchant's are to TRL's.
 
-    The machine's rate is the median of those that all runs of the case measured.
+    The machine's rate is the median of those that all processes of the case measured.
     """
-    usable = {who: one["runs"] for who, one in contestants.items() if one["runs"]}
+    usable = {who: one for who, one in contestants.items() if one["runs"] and "about" in one}
     if not usable:
         return {}
-    rates = [run["gemm_flops_per_second"] for runs in usable.values() for run in runs]
-    peak = statistics.median(rates)
+    peak = statistics.median(one["about"]["gemm_flops_per_second"] for one in usable.values())
     found: dict[str, Any] = {"gemm_flops_per_second": peak, "contestants": {}}
-    for who, runs in usable.items():
-        found["contestants"][who] = _medians(runs, peak) | {
-            "usable_runs": len(runs),
-            "discarded_runs": len(contestants[who]["discarded"]),
+    for who, one in usable.items():
+        found["contestants"][who] = _medians(one["runs"], one["about"], peak) | {
+            "usable_runs": len(one["runs"]),
+            "discarded_runs": len(one["discarded"]),
         }
     if PENCHANT in usable:
         found |= _ratios(found["contestants"])
     return found
 
 
-def _medians(runs: list[dict[str, Any]], peak: float) -> dict[str, Any]:
+def _medians(runs: list[dict[str, Any]], about: dict[str, Any], peak: float) -> dict[str, Any]:
     seconds = [run["seconds"] for run in runs]
     middle = statistics.median(seconds)
-    memory = [run["memory_bytes"] for run in runs if run["memory_bytes"] is not None]
     return {
         "seconds": middle,
         "fastest": min(seconds),
         "slowest": max(seconds),
-        "tokens_per_second": statistics.median(run["tokens_per_second"] for run in runs),
-        "memory_bytes": statistics.median(memory) if memory else None,
+        "tokens_per_second": about["tokens"] / middle,
+        "memory_bytes": about["memory_bytes"],
         "cores": statistics.median(run["cores"] for run in runs),
-        "share_of_gemm_peak": runs[0]["useful_flops"] / middle / peak,
-        "loss": runs[0]["loss"],
-        "grad_norm": runs[0]["grad_norm"],
+        "share_of_gemm_peak": about["useful_flops"] / middle / peak,
+        "loss": about["loss"],
+        "grad_norm": about["grad_norm"],
     }
 
 
@@ -183,7 +157,7 @@ def _ratios(found: dict[str, Any]) -> dict[str, Any]:
     ratios: dict[str, Any] = {"times_faster": {}, "times_less_memory": {}, "difference": {}}
     for ours in OURS:
         for who, one in found.items():
-            if ours not in found or who in OURS or (ours != PENCHANT and who == TRL_BEST):
+            if ours not in found or who in OURS or (ours == PENCHANT_ONLINE and who == TRL_BEST):
                 continue
             mine = found[ours]
             ratios["times_faster"].setdefault(ours, {})[who] = one["seconds"] / mine["seconds"]
@@ -191,10 +165,9 @@ def _ratios(found: dict[str, Any]) -> dict[str, Any]:
                 less = one["memory_bytes"] / mine["memory_bytes"]
                 ratios["times_less_memory"].setdefault(ours, {})[who] = less
     mine = found[PENCHANT]
-    for who in (PENCHANT_ONLINE, TRL_BEST, TRL_DEFAULT):
-        if who in found:
+    for who, one in found.items():
+        if who != PENCHANT:
             ratios["difference"][who] = {
-                key: abs(found[who][key] - mine[key]) / abs(found[who][key])
-                for key in ("loss", "grad_norm")
+                key: abs(one[key] - mine[key]) / abs(one[key]) for key in ("loss", "grad_norm")
             }
     return ratios

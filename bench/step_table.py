@@ -17,7 +17,8 @@ from step_cases import (
 )
 
 ALLOWED_DIFFERENCE = {"float32": 1e-4, "bfloat16": 2e-2}
-"""Of the first step's loss between sides, relative; beyond it they do not compute the same."""
+"""Of the first step's loss and gradient norm between sides, relative; beyond it they do not compute
+the same."""
 _COLUMNS = ("", "step [s]", "from-to", "tokens/s", "memory [MiB]", "of GEMM peak", "cores", "runs")
 _TARGETS = ("case", "vs TRL best", "vs TRL default", "memory vs best", "of GEMM peak", "loss, grad")
 
@@ -42,8 +43,6 @@ def details(name: str, case: Case, entry: dict[str, Any]) -> str:
         f"{adapter}; {len(lengths)} prompts x {case.responses} responses, {pairs} pairs, "
         f"{tokens:,} tokens"
     ]
-    if not entry["alternated"]:
-        lines.append("  TRL's runs are older: not alternated with Penchant's")
     if summary:
         lines.append(f"  GEMM peak {summary['gemm_flops_per_second'] / 1e9:,.0f} GF/s")
     rows = [list(_COLUMNS)]
@@ -122,13 +121,16 @@ def _against(value: float | None, target: tuple[float | None, float | None], sty
 
 
 def disagreements(cases: dict[str, Any]) -> list[str]:
-    """Cases whose sides do not compute the same loss."""
+    """Cases whose sides do not compute the same step."""
     return [
         name
         for name, entry in cases.items()
-        for one in entry["summary"].get("difference", {}).values()
-        if not one["loss"] <= ALLOWED_DIFFERENCE[all_cases()[name].dtype]
+        if not all(_agrees(name, one) for one in entry["summary"].get("difference", {}).values())
     ]
+
+
+def _agrees(name: str, apart: dict[str, float]) -> bool:
+    return max(apart.values()) <= ALLOWED_DIFFERENCE[all_cases()[name].dtype]
 
 
 def _difference(name: str, summary: dict[str, Any]) -> str:
@@ -136,9 +138,9 @@ def _difference(name: str, summary: dict[str, Any]) -> str:
     found = summary["difference"].values()
     if not found:
         return "not measured"
-    loss, norm = (max(one[key] for one in found) for key in ("loss", "grad_norm"))
-    allowed = loss <= ALLOWED_DIFFERENCE[all_cases()[name].dtype]
-    return f"{loss:.1e}, {norm:.1e}" + ("" if allowed else " DIFFERS")
+    furthest = {key: max(one[key] for one in found) for key in ("loss", "grad_norm")}
+    text = f"{furthest['loss']:.1e}, {furthest['grad_norm']:.1e}"
+    return text + ("" if _agrees(name, furthest) else " DIFFERS")
 
 
 def aligned(rows: list[list[str]]) -> str:

@@ -2,21 +2,22 @@
 
 A side calls `begin` and `end` around each step until `done`. The first step is the warm-up: it
 makes the optimiser's state and compiles what is compiled, and its loss and gradient norm are those
-that sides are compared by, since later ones depend on the update. The steps after it are timed.
+that sides are compared by, since later ones depend on the update. The steps after it are timed,
+each when it is this process's turn.
 
 Memory: peak over the timed steps minus the resting level, which is taken after the last of them,
-with gradients gone, Python's garbage collected and freed memory given back to the system: what
-stays is libraries, model, data and optimiser state. On a CPU both are of the resident set (Linux),
-on CUDA of what torch allocated.
+with gradients and whatever a side keeps for the next step gone, Python's garbage collected and
+freed memory given back to the system: what stays is libraries, model, data and optimiser state. On
+a CPU both are of the resident set (Linux), on CUDA of what torch allocated.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,27 +27,37 @@ import torch
 class Watch:
     """Steps of one process: wall and CPU seconds, peak memory."""
 
-    MOST_STEPS: ClassVar[int] = 40
+    MOST_STEPS: ClassVar[int] = 200
 
-    def __init__(self, device: str, seconds: float = 2.0) -> None:
+    def __init__(self, device: str, turn: Callable[[dict[str, Any]], bool] | None = None) -> None:
+        """Takes steps in turn.
+
+        Args:
+            turn: told of the step before (nothing of it before the first), waits for this
+                process's turn; False ends the run. None: one timed step, at once.
+        """
         self.device = device
-        self.seconds = seconds
-        """Timed steps are repeated until they took so long together."""
         self.wall: list[float] = []
         self.cpu: list[float] = []
         self.results: list[tuple[float, float]] = []
         """Loss and gradient norm of each step, before its update."""
+        self._turn = turn or (lambda _: len(self.wall) < 2)
+        self._is_my_turn = False
         self._started = (0.0, 0.0)
         self._peak: int | None = None
 
     @property
     def done(self) -> bool:
-        """Whether enough steps were timed."""
-        timed = self.wall[1:]
-        return len(self.wall) == self.MOST_STEPS or (bool(timed) and sum(timed) >= self.seconds)
+        """Whether no step is wanted any more; waits for the turn."""
+        if not self._is_my_turn:
+            step = {"seconds": self.wall[-1], "cpu_seconds": self.cpu[-1]} if self.wall else {}
+            self._is_my_turn = self._turn(step)
+        return not self._is_my_turn
 
     def begin(self) -> None:
         """A step starts now."""
+        assert not self.done, "a step begins that nobody asked for"
+        self._is_my_turn = False
         if len(self.wall) == 1:
             reset_peak(self.device)
         synchronise(self.device)
@@ -66,12 +77,8 @@ class Watch:
         """What was measured; call it while the side's objects still live."""
         resting = resting_bytes(self.device)
         known = self._peak is not None and resting is not None
-        timed = self.wall[1:]
         return {
-            "seconds": statistics.median(timed),
-            "steps_seconds": [round(value, 4) for value in timed],
             "warm_up_seconds": self.wall[0],
-            "cores": sum(self.cpu[1:]) / sum(timed),
             "memory_bytes": self._peak - resting if known else None,  # type: ignore[operator]
             "resting_bytes": resting,
             "loss": self.results[0][0],
@@ -90,6 +97,7 @@ def reset_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
+        _trim()
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -104,10 +112,15 @@ def resting_bytes(device: str) -> int | None:
     if device == "cuda":
         return torch.cuda.memory_allocated()
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        _trim()
     return _status("VmRSS")
+
+
+def _trim() -> None:
+    """Has the C library give freed memory back, where it can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _status(name: str) -> int | None:

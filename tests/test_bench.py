@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,6 +18,7 @@ pytest.importorskip("trl")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 against_trl = importlib.import_module("against_trl")
 step_cases = importlib.import_module("step_cases")
+step_contention = importlib.import_module("step_contention")
 step_flash = importlib.import_module("step_flash")
 step_job = importlib.import_module("step_job")
 step_penchant = importlib.import_module("step_penchant")
@@ -28,17 +31,18 @@ SECONDS = ["--threads", "1", "--seconds", "0", "--min-cores", "0", "--gemm-size"
 BOTH = ["--contestants", "penchant", "trl-best"]
 
 
-def record(seconds: float, cores: float = 2.0, memory: int = 2**20) -> dict[str, Any]:
-    return {
-        "seconds": seconds,
-        "cores": cores,
+def sat(*seconds: float, memory: int = 2**20, discarded: int = 0, loss: float = 0.5) -> Any:
+    """What a sitting gives of one contestant."""
+    runs = [{"seconds": each, "steps": 1, "cores": 2.0, "other_cores": None} for each in seconds]
+    about = {
         "memory_bytes": memory,
-        "tokens_per_second": 100 / seconds,
+        "tokens": 100,
         "useful_flops": 50.0,
         "gemm_flops_per_second": 100.0,
-        "loss": 0.5,
+        "loss": loss,
         "grad_norm": 2.0,
     }
+    return {"runs": runs, "discarded": runs[:discarded], "about": about}
 
 
 def test_it_measures_resumes_and_reports(
@@ -55,8 +59,9 @@ def test_it_measures_resumes_and_reports(
     assert {who: len(listed) for who, listed in runs.items()} == {"penchant": 1, "trl-best": 1}
     apart = first["summary"]["difference"]["trl-best"]
     assert apart["loss"] < 1e-5 and apart["grad_norm"] < 1e-4
-    assert abs(runs["penchant"][0]["loss"] - 0.693147) > 1e-3, "policy and reference are one"
-    assert runs["trl-best"][0]["micro_batch_pairs"] == 1 and runs["trl-best"][0]["precomputed"]
+    about = {who: one["about"] for who, one in first["contestants"].items()}
+    assert abs(about["penchant"]["loss"] - 0.693147) > 1e-3, "policy and reference are one"
+    assert about["trl-best"]["micro_batch_pairs"] == 1 and about["trl-best"]["precomputed"]
     expected = runs["trl-best"][0]["seconds"] / runs["penchant"][0]["seconds"]
     assert first["summary"]["times_faster"]["penchant"]["trl-best"] == pytest.approx(expected)
     assert "tiny-fp32" in capsys.readouterr().out
@@ -72,7 +77,38 @@ def test_it_measures_resumes_and_reports(
     path.write_text(json.dumps(cut))
     assert against_trl.main(command) == 0
     after = json.loads(path.read_text())["cases"]["tiny-fp32"]["contestants"]
-    assert after["penchant"]["runs"] == runs["penchant"] and len(after["trl-best"]["runs"]) == 1
+    assert after["penchant"]["runs"][:1] == runs["penchant"] and len(after["trl-best"]["runs"]) == 1
+
+
+def test_processes_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two rounds of both, each from one process; then two processes each, one at a time."""
+    monkeypatch.setattr(step_results, "fingerprint", lambda paths: "the same")
+    command = ["--cases", "tiny-fp32", "--runs", "2", *SECONDS, *BOTH]
+    assert against_trl.main([*command, "--results", str(tmp_path / "a.json")]) == 0
+    told = [line.split()[1] for line in capsys.readouterr().out.splitlines() if " cores" in line]
+    assert [name for name in told if name.endswith(":")] == ["penchant:", "trl-best:"] * 2
+
+    assert (
+        against_trl.main([*command, "--together", "1", "--results", str(tmp_path / "b.json")]) == 0
+    )
+    case = json.loads((tmp_path / "b.json").read_text())["cases"]["tiny-fp32"]
+    counts = {who: (len(one["runs"]), one["sittings"]) for who, one in case["contestants"].items()}
+    assert counts == {"penchant": (2, 2), "trl-best": (2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "groups"),
+    [
+        ([], [["penchant", "penchant-online", "trl-best"], ["penchant", "trl-default"]]),
+        (["--together", "2", *BOTH], [["penchant", "trl-best"]]),
+        (["--together", "1", *BOTH], [["penchant"], ["trl-best"]]),
+        (["--device", "cuda", *BOTH], [["penchant"], ["trl-best"]]),
+    ],
+)
+def test_penchant_sits_with_every_group(asked: list[str], groups: list[list[str]]) -> None:
+    assert against_trl.groups_of("b-fp32", against_trl.parse(asked)) == groups
 
 
 def test_a_failing_contestant_is_said_and_the_others_go_on(
@@ -106,45 +142,63 @@ def test_the_list_marks_the_default_cases(capsys: pytest.CaptureFixture[str]) ->
     assert tuple(marked) == step_cases.DEFAULT
 
 
-def test_runs_short_of_the_processor_are_kept_apart(tmp_path: Path) -> None:
-    """Medians are of the usable ones: 2, 4 and 6 against 1, whatever the disturbed run took."""
+def test_medians_are_of_usable_runs(tmp_path: Path) -> None:
+    """2, 4 and 6 against 1."""
     results = step_results.Results(tmp_path / "r.json")
-    results.start("a-fp32", {"code": "1"}, keep_trl=False)
-    for seconds in (2.0, 6.0, 4.0):
-        assert results.add("a-fp32", "trl-best", record(seconds, memory=6 * 2**20), 1.8)
-    assert results.add("a-fp32", "penchant", record(1.0, memory=2 * 2**20), 1.8)
-    assert not results.add("a-fp32", "penchant", record(9.0, cores=1.79), 1.8)
+    results.start("a-fp32", {"code": "1"})
+    ours = sat(1.0, memory=2 * 2**20, discarded=1)
+    results.add("a-fp32", {"trl-best": sat(2.0, 6.0, memory=6 * 2**20), "penchant": ours})
+    results.add("a-fp32", {"trl-best": sat(4.0, memory=6 * 2**20)})
     summary = step_results.Results.load(tmp_path / "r.json").cases["a-fp32"]["summary"]
     assert summary["times_faster"]["penchant"]["trl-best"] == 4.0
     assert summary["times_less_memory"]["penchant"]["trl-best"] == 3.0
     assert summary["contestants"]["penchant"]["discarded_runs"] == 1
     assert summary["contestants"]["penchant"]["share_of_gemm_peak"] == 0.5
+    assert summary["contestants"]["penchant"]["tokens_per_second"] == 100
+
+
+@pytest.mark.parametrize(
+    ("cores", "others", "usable"),
+    [(1.9, 0.5, True), (1.7, 0.1, True), (1.7, 0.3, False), (1.7, None, False), (1.8, None, True)],
+)
+def test_only_runs_that_others_disturbed_are_discarded(
+    cores: float, others: float | None, usable: bool
+) -> None:
+    options = against_trl.parse(["--threads", "2"])
+    assert against_trl.is_usable({"cores": cores, "other_cores": others}, options) is usable
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what others use")
+def test_what_other_programs_use_is_measured() -> None:
+    """A loop is another program, unless it is the one that is watched."""
+    loop = [sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(loop) as busy, subprocess.Popen(["sleep", "60"]) as idle:
+        with step_contention.OtherPrograms(idle.pid) as others:
+            time.sleep(1)
+        with step_contention.OtherPrograms(busy.pid) as less:
+            time.sleep(1)
+        busy.kill()
+        idle.kill()
+    assert others.cores is not None and others.cores > 0.1
+    assert less.cores is not None
 
 
 def test_changed_conditions_begin_a_case_again(tmp_path: Path) -> None:
     results = step_results.Results(tmp_path / "r.json")
     wanted = {"code": "1", "asked": {"threads": 2}}
-    results.start("k8", wanted, keep_trl=False)
-    results.add("k8", "trl-best", record(2.0), 0)
-    results.add("k8", "penchant", record(1.0), 0)
-    assert results.start("k8", wanted, keep_trl=False) == ""
+    results.start("k8", wanted)
+    results.add("k8", {"trl-best": sat(2.0), "penchant": sat(1.0)})
+    assert results.start("k8", wanted) == ""
     assert len(results.runs("k8", "penchant")["runs"]) == 1
-
-    results.start("k8", wanted | {"code": "2"}, keep_trl=True)
-    assert len(results.runs("k8", "trl-best")["runs"]) == 1
-    assert results.runs("k8", "penchant")["runs"] == []
-    assert results.cases["k8"]["alternated"] is False
-
-    results.start("k8", {"code": "2", "asked": {"threads": 1}}, keep_trl=True)
+    assert "again" in results.start("k8", wanted | {"code": "2"})
     assert results.runs("k8", "trl-best")["runs"] == []
 
 
 def test_targets_are_shown_beside_what_was_measured(tmp_path: Path) -> None:
     results = step_results.Results(tmp_path / "r.json")
-    results.start("a-bf16", {"code": "1"}, keep_trl=False)
-    results.add("a-bf16", "penchant", record(1.0), 0)
-    results.add("a-bf16", "trl-best", record(3.4), 0)
-    results.add("a-bf16", "trl-default", record(13.5) | {"loss": 0.6}, 0)
+    results.start("a-bf16", {"code": "1"})
+    default = sat(13.5, loss=0.6)
+    results.add("a-bf16", {"penchant": sat(1.0), "trl-best": sat(3.4), "trl-default": default})
     text = step_table.targets(results.cases)
     assert "3.4x (3.5x / 5.5x) BELOW FLOOR" in text
     assert "13.5x (8.5x / 13.0x) goal" in text
@@ -186,9 +240,9 @@ def test_packing_without_sharing_computes_the_same_step(name: str, budget: int |
     case = step_cases.CASES[name]
     trees = step_workload.make_trees(case, step_workload.draw_lengths(case))
     rows = step_job.Job("packed-flash", case, trees, "cpu", budget)
-    theirs = step_flash.train(rows, step_watch.Watch("cpu", 0), "sdpa")
+    theirs = step_flash.train(rows, step_watch.Watch("cpu"), "sdpa")
     ours = step_penchant.train(
-        step_job.Job("penchant", case, trees, "cpu"), step_watch.Watch("cpu", 0)
+        step_job.Job("penchant", case, trees, "cpu"), step_watch.Watch("cpu")
     )
     allowed = 1e-5 if case.dtype == "float32" else 5e-3
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=allowed)
@@ -197,7 +251,7 @@ def test_packing_without_sharing_computes_the_same_step(name: str, budget: int |
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_memory_is_what_a_step_took_above_rest() -> None:
-    watch = step_watch.Watch("cpu", 0)
+    watch = step_watch.Watch("cpu")
     kept = torch.ones(8, 2**20)
     while not watch.done:
         watch.begin()

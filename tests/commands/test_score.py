@@ -269,6 +269,16 @@ def test_a_full_disk_loses_nothing(
     assert all(close(a["scores"], b["scores"]) for a, b in zip(again, scored, strict=True))
 
 
+def test_a_second_run_says_that_nothing_was_left_to_do(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = score(world, tmp_path / "out.jsonl")
+    assert "wrote 12 rows" in capsys.readouterr().out
+    assert score(world, tmp_path / "out.jsonl") == first
+    said = capsys.readouterr().out
+    assert "complete already, 12 rows" in said and "wrote" not in said
+
+
 def test_a_file_that_changes_meanwhile_is_noticed(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

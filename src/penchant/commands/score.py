@@ -56,9 +56,10 @@ def run(recipe: ScoreRecipe, dry_run: bool = False) -> dict[str, Any]:
     identity = _identity(recipe, digest, beside)
     device, processes = _join(recipe)
     job = _Job(recipe, rows, num_rows, left_out, identity, device, processes, beside)
-    summary = _run(job)
+    before = _summary_of_before(job)
+    summary = _run(job) if before is None else before
     if processes.is_main:
-        _tell(recipe, summary)
+        _tell(recipe, summary, was_there=before is not None)
     return summary
 
 
@@ -82,19 +83,24 @@ class _Job:
         return self.num_rows * len(self.recipe.scorers)
 
 
-def _run(job: _Job) -> dict[str, Any]:
-    """The summary of an output that is there already, or of the one that is made."""
+def _summary_of_before(job: _Job) -> dict[str, Any] | None:
+    """Of an output that is there already; None where there is work to do."""
     from penchant.generate.journal import finished
+
+    processes = job.processes
+
+    def whole() -> dict[str, Any] | None:
+        return finished(Path(job.recipe.output), job.identity) if processes.is_main else None
+
+    before = processes.gather(processes.agreed(whole))[0]
+    return None if before is None else dict(before)
+
+
+def _run(job: _Job) -> dict[str, Any]:
+    """The summary of the output that is made."""
     from penchant.train.interrupt import watch
 
     processes, output = job.processes, Path(job.recipe.output)
-
-    def whole() -> dict[str, Any] | None:
-        return finished(output, job.identity) if processes.is_main else None
-
-    before = processes.gather(processes.agreed(whole))[0]
-    if before is not None:
-        return dict(before)
     journal = _open(output, job.identity, processes)
     with journal, watch() as interrupt:
         with _stopping(journal, job.total):
@@ -238,10 +244,12 @@ def _of_recipe(recipe: ScoreRecipe, beside: list[Against | None]) -> dict[str, A
     }
 
 
-def _tell(recipe: ScoreRecipe, summary: dict[str, Any]) -> None:
+def _tell(recipe: ScoreRecipe, summary: dict[str, Any], *, was_there: bool) -> None:
+    rows = f"{summary['rows']:,} rows"
+    done = f"{recipe.output} is complete already, {rows}"
     print(
-        f"wrote {summary['rows']:,} rows to {recipe.output}: {summary['responses']:,} responses of "
-        f"{summary['rows_scored']:,} rows scored by {recipe.by}"
+        f"{done if was_there else f'wrote {rows} to {recipe.output}'}: {summary['responses']:,} "
+        f"responses of {summary['rows_scored']:,} rows scored by {recipe.by}"
     )
     for reason, count in summary["set_aside"].items():
         print(f"{count:,} rows set aside: {reason} (in their places, with the reason)")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from penchant.engine import packed, plain, rewards, self_check
+from penchant.engine import attention_blocks, packed, plain, rewards, self_check
 from penchant.engine.heads import BackwardPass, Statistics, causal_of, vocabulary_of
 from penchant.engine.rewards import RewardOutput
 from penchant.engine.workspace import Workspace
@@ -171,6 +171,11 @@ class Engine:
         if self.layout == "plain":
             return False
         return not (self.model.training and self_check.attention_dropout(self.model) > 0)
+
+    def release(self) -> None:
+        """Gives back the memory that is kept from one micro-batch to the next (on a CPU)."""
+        self._workspace.clear()
+        attention_blocks.release()
 
     @contextmanager
     def precision(self) -> Iterator[None]:

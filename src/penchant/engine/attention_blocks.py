@@ -139,3 +139,8 @@ def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         _buffers.empty[dtype] = torch.empty(0, dtype=dtype)
     like = _buffers.empty[dtype]
     return _buffers.workspace.matrix(name, 1, math.prod(shape), like).view(shape)
+
+
+def release() -> None:
+    """Gives back what this thread has kept."""
+    _buffers.workspace.clear()

@@ -74,6 +74,11 @@ class Workspace:
             self._cast_of = state
         return copy
 
+    def clear(self) -> None:
+        """Gives the memory back; the next use takes it anew."""
+        self._buffers.clear()
+        self._cast_of = None
+
     def __deepcopy__(self, memo: Any) -> Workspace:
         return Workspace()
 
