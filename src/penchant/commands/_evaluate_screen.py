@@ -52,6 +52,10 @@ def print_evaluation(evaluation: Mapping[str, Any], console: Console | None = No
     if evaluation["kind"] == "policy" and not evaluation["reference"]:
         console.print(Text("No reference is known, so there is no implicit reward and no easy and "
                            "hard pairs; name one with reference=DIR"), soft_wrap=True)  # fmt: skip
+    elif evaluation["reference"]:
+        counts = (evaluation[f"reference_rows_{done}"] for done in ("computed", "reused"))
+        line = "Reference: {:,} rows computed, {:,} read from the store".format(*counts)
+        console.print(Text(line), soft_wrap=True)
 
 
 def lost(sets: Sequence[Mapping[str, Any]]) -> list[str]:
