@@ -144,6 +144,20 @@ def test_training_reads_rows_that_an_evaluation_stored(world: Path) -> None:
     assert counts(summary) == (0, ROWS)
 
 
+def test_other_responses_of_a_prompt_make_another_row(world: Path) -> None:
+    """Training takes the best and the worst of three, an evaluation all unless it is told."""
+    rows = [{"prompt": f"Q{n}", "responses": ["a", "b" * n, "cc"], "scores": [3, 2, 1]}
+            for n in range(2, 6)]  # fmt: skip
+    write_rows(world / "scored.jsonl", rows)
+    data = str(world / "scored.jsonl")
+    summary = penchant.run("train", None, recipe(world, data=data, training__max_steps=1))
+    assert counts(summary) == (4, 0)
+    own = {"model": str(world / "run"), "reference.path": None, "data": data}
+    assert evaluate(world, "one", **own) == (4, 0)
+    assert evaluate(world, "two", **own) == (0, 4)
+    assert evaluate(world, "three", **own, data__pairing="best-vs-worst") == (0, 4)
+
+
 def change_weights(world: Path) -> None:
     path = world / "model" / "model.safetensors"
     weights = load_file(path)
