@@ -33,7 +33,7 @@ import step_table as table
 import step_turns as turns
 from step_cases import OURS, PENCHANT
 from step_chart import chart
-from step_results import BENCH, Results, conditions
+from step_results import BENCH, Results, conditions, present_code
 from step_workload import draw_lengths, read_lengths
 
 KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     if not results.cases:
         print(f"{options.results.name} holds no results; leave --report out to measure")
         return 2
-    print(table.full(results.cases))
+    print(table.full(results.cases, present_code()))
     options.results.with_suffix(".svg").write_text(chart(results.cases) + "\n")
     apart = table.disagreements(results.cases)
     if apart:

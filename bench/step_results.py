@@ -27,14 +27,21 @@ SIDE_FILES = ("flash", "job", "measure", "penchant", "trl", "turns", "watch", "w
 
 
 def conditions(asked: dict[str, Any]) -> dict[str, Any]:
-    """What the runs of a case must have in common; `code` is of Penchant, `bench` of the sides."""
-    rooms = ("engine", "train", "objectives", "models", "data")
-    files = [path for room in rooms for path in (SOURCE / room).rglob("*.py")]
-    files = [path for path in files if path.parent.name != "reference"]  # a store on disk
+    """What the runs of a case must have in common."""
     return {
         "asked": {key: asked[key] for key in sorted(asked)},
         "versions": {name: version(name) for name in LIBRARIES},
         "processor": accelerator() if asked["device"] == "cuda" else processor(),
+        **present_code(),
+    }
+
+
+def present_code() -> dict[str, str]:
+    """Fingerprints of `code`, Penchant's that a step runs, and `bench`, that of the sides."""
+    rooms = ("engine", "train", "objectives", "models", "data")
+    files = [path for room in rooms for path in (SOURCE / room).rglob("*.py")]
+    files = [path for path in files if path.parent.name != "reference"]  # a store on disk
+    return {
         "bench": fingerprint(BENCH / f"step_{name}.py" for name in SIDE_FILES),
         "code": fingerprint([SOURCE / "types.py", *files]),
     }

@@ -23,10 +23,19 @@ _COLUMNS = ("", "step [s]", "from-to", "tokens/s", "memory [MiB]", "of GEMM peak
 _TARGETS = ("case", "vs TRL best", "vs TRL default", "memory vs best", "of GEMM peak", "loss, grad")
 
 
-def full(cases: dict[str, Any]) -> str:
-    """Everything that the results file holds, as text."""
+def full(cases: dict[str, Any], present: dict[str, str]) -> str:
+    """Everything that the results file holds, as text.
+
+    Args:
+        present: fingerprints of today's code; what was measured on other code is marked.
+    """
     known = all_cases()
-    parts = [details(name, known[name], entry) for name, entry in cases.items()]
+    parts = []
+    for name, entry in cases.items():
+        text = details(name, known[name], entry)
+        if any(entry["conditions"].get(key) != value for key, value in present.items()):
+            text += "\n  measured on other code than this"
+        parts.append(text)
     return "\n\n".join([*parts, targets(cases)])
 
 
