@@ -223,3 +223,33 @@ def test_launches_that_do_something_else_are_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         check_environment(TrainingConfig(**settings), environment)
+
+
+WAITING = """
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from penchant.train import launch
+from penchant.train.config import TrainingConfig
+
+launch.pick_device = lambda asked: sys.argv[1]
+launch.start(TrainingConfig(), Path(sys.argv[2]))
+group = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+print(f"waits {group.options._timeout.total_seconds():.0f} s\\n", end="", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("device", "seconds"), [("cpu", 1800), ("cuda", 365 * 86400)])
+def test_processes_on_accelerators_wait_for_each_other(
+    tmp_path: Path, device: str, seconds: int
+) -> None:
+    """By default NCCL ends a run in which one process reads a model's files for ten minutes."""
+    (tmp_path / "waiting.py").write_text(WAITING)
+    given = (str(tmp_path / "waiting.py"), device, str(tmp_path))
+    # The group itself is one of processors here, whatever the device.
+    done = launched(*given, ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"waits {seconds} s") == 2

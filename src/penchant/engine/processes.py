@@ -23,7 +23,7 @@ from penchant.types import TokenTree
 
 _JOINING = timedelta(minutes=10)
 """How long processes look for each other; those of a launcher that was killed never meet."""
-_FOR_EVER = timedelta(days=365)
+WAITING = timedelta(days=365)
 """How long they then wait for each other: the slowest share decides."""
 _Result = TypeVar("_Result")
 _BUCKET = 2**24
@@ -168,7 +168,7 @@ def join(joining: timedelta = _JOINING) -> Processes:
                 "unset WORLD_SIZE"
             ) from None
         # Only those that have just met wait without an end.
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_FOR_EVER)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=WAITING)
     return Processes.current()
 
 

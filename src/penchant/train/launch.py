@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, KwargsHandler
 
-from penchant.engine.processes import Processes
+from penchant.engine.processes import WAITING, Processes
 from penchant.errors import RecipeError
 from penchant.train.config import TrainingConfig
 from penchant.train.device import pick_device
@@ -33,7 +34,10 @@ def start(training: TrainingConfig, folder: Path) -> tuple[Accelerator, Processe
     device = pick_device(training.device)
     trackers = check_trackers(training.report_to)
     accelerator = Accelerator(
-        cpu=device == "cpu", log_with=trackers or None, project_dir=str(folder)
+        cpu=device == "cpu",
+        log_with=trackers or None,
+        project_dir=str(folder),
+        kwargs_handlers=group_settings(device),
     )
     processes = Processes.current(sharded=sharded)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -43,6 +47,15 @@ def start(training: TrainingConfig, folder: Path) -> tuple[Accelerator, Processe
             f"{max(processes.size, accelerator.num_processes)}; {_HOW}"
         )
     return accelerator, processes
+
+
+def group_settings(device: str) -> list[KwargsHandler]:
+    """How the processes of a run wait for each other.
+
+    NCCL would end the run after ten minutes in which the others wait for one, which reads a large
+    model's files, say. On a processor Accelerate's half an hour is left as it is.
+    """
+    return [] if device == "cpu" else [InitProcessGroupKwargs(timeout=WAITING)]
 
 
 def check_environment(training: TrainingConfig, environment: Mapping[str, str]) -> bool:
