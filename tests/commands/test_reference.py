@@ -132,6 +132,37 @@ def test_verify_finds_damage_and_prune_removes_it(cache: Path) -> None:
     assert shards(cache) == [new] and call("verify")[0] == 0
 
 
+def test_what_cannot_be_read_or_removed_is_named_and_stays(cache: Path) -> None:
+    old, new = shards(cache)
+    freed = new.stat().st_size
+    old.unlink()
+    old.mkdir()  # which nobody can read or unlink as a file, root neither
+    code, shown = call("verify")
+    assert code == 1 and "1 UNREADABLE" in shown and "DAMAGED" not in shown
+    assert f"{old}: cannot be read: Is a directory" in shown
+    assert "read and checked, but for 1 file" in shown
+    last = shown.splitlines()[-1]
+    assert last.startswith("error: 1 files in ") and "cannot be read and were not checked" in last
+    assert "do not hold what was written" not in last
+    code, shown = call("prune", "damaged=true")
+    assert code == 0 and shown.startswith("0 shards removed")
+    assert f"{old} was left as it is: it cannot be read: Is a directory" in shown
+    found = penchant.run("reference", None, {"action": "prune", "max_size": "0"})
+    assert found["removed"] == [str(new)] and found["freed_bytes"] == freed
+    assert [one["path"] for one in found["left"]] == [str(old)] and old.is_dir()
+
+
+def test_a_folder_of_somebody_beside_the_entries_stays(cache: Path) -> None:
+    file = cache / "reference" / "my-model" / "model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    for path in (file, file.parent):
+        os.utime(path, (time.time() - 10 * 86400,) * 2)
+    assert "2 entries, 48 rows" in call("list")[1]
+    assert call("prune", "max_size=0", "damaged=true")[1].startswith("2 shards removed")
+    assert [*(cache / "reference").iterdir()] == [file.parent] and file.exists()
+
+
 def test_verify_finds_an_entry_under_another_name(cache: Path) -> None:
     """Values of one model must not be taken for those of another by renaming a folder."""
     folder = shards(cache)[0].parent

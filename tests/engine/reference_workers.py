@@ -30,6 +30,7 @@ from penchant.types import TokenTree
 from tests.tiny import random_trees, tiny_model
 
 CPU = torch.device("cpu")
+NAME = "e" * 32
 BUDGET = 150
 ROUND_SECONDS = 0.02
 PATIENCE = 120.0
@@ -59,7 +60,7 @@ def start(root: Path, prepared: engine.Engine, trees: Sequence[TokenTree]) -> in
         return child
     try:
         counted: Any = Counted(prepared, root)
-        store = ReferenceStore(Entry(root, "entry", {}), round_seconds=ROUND_SECONDS)
+        store = ReferenceStore(Entry(root, NAME, {}), round_seconds=ROUND_SECONDS)
         store.fill(counted, trees, BUDGET)
         assert len(store.logps(trees, CPU).lengths_R) == 2 * len(trees)
         os._exit(0)
@@ -107,8 +108,8 @@ def kill_some(
             break
         assert status == signal.SIGKILL
         counts["kills"] += 1
-        counts["half-written"] += bool(list((root / "entry").glob(f"{victim:x}-*.tmp")))
-        counts["claims left"] += bool(list((root / "entry/claims").glob(f"{victim:x}-*.claim")))
+        counts["half-written"] += bool(list((root / NAME).glob(f"{victim:x}-*.tmp")))
+        counts["claims left"] += bool(list((root / NAME / "claims").glob(f"{victim:x}-*.claim")))
     wait_for(children)
     return counts
 
@@ -117,7 +118,7 @@ def wait_for_a_write(root: Path, victim: int) -> bool:
     """Until a process is inside a write, for a short time."""
     deadline = time.monotonic() + 0.2
     while time.monotonic() < deadline:
-        if any((root / "entry").glob(f"{victim:x}-*.tmp")):
+        if any((root / NAME).glob(f"{victim:x}-*.tmp")):
             return True
     return False
 
@@ -127,16 +128,16 @@ def check(
 ) -> dict[str, int]:
     """After the last fill: every row once, right, and nothing else lies there."""
     wait_for([start(root, prepared, trees)])
-    folder = root / "entry"
+    folder = root / NAME
     shards = sorted(folder.glob("*.safetensors"))
     stored = [row.tobytes() for path in shards for row in load_file(path)["keys"].numpy()]
     wanted = {content_key(tree) for tree in trees}
     assert set(stored) == wanted
     assert len(stored) == len(wanted), f"{len(stored) - len(wanted)} rows were stored twice"
-    assert [why for path, why in catalogue.damage(folder) if path.name != "about.json"] == []
+    assert [fault for fault in catalogue.faults(folder) if fault.path.name != "about.json"] == []
     assert not list(folder.glob("*.tmp")), "remains"
     assert [path.name for path in (folder / "claims").iterdir()] == ["lock"]
-    found = ReferenceStore(Entry(root, "entry", {})).logps(trees, CPU)
+    found = ReferenceStore(Entry(root, NAME, {})).logps(trees, CPU)
     torch.testing.assert_close(found.values_T, expected, rtol=1e-5, atol=1e-6)
     logs = [path.stat().st_size // KEY.itemsize for path in root.glob("*.log")]
     return {

@@ -27,6 +27,7 @@ from penchant.train.step import Step
 from tests.tiny import mixed_trees, random_trees, tiny_model, tree_of
 
 CPU = torch.device("cpu")
+NAME, OLD, OTHER = ("e" * 32, "a" * 32, "b" * 32)
 BUDGET = 60
 """Tokens; some trees a micro-batch."""
 
@@ -44,7 +45,7 @@ class Unwilling:
         raise AssertionError(f"{len(trees)} trees ran through the model again")
 
 
-def store_in(folder: Path, name: str = "entry", **settings: Any) -> ReferenceStore:
+def store_in(folder: Path, name: str = NAME, **settings: Any) -> ReferenceStore:
     return ReferenceStore(Entry(folder, name, {"key": {}}), **settings)
 
 
@@ -207,7 +208,7 @@ def test_on_a_full_disk_rows_are_kept_in_memory_and_said_so(
 
 def test_two_never_claim_one_row_and_what_is_given_up_is_free(tmp_path: Path) -> None:
     keys_N, ones_N = keys_of(random_trees(10)), np.ones(10)
-    one, two = (Entry(tmp_path, "entry", {}) for _ in range(2))
+    one, two = (Entry(tmp_path, NAME, {}) for _ in range(2))
     held, mine, _ = one.claim(keys_N, ones_N, 4)
     kept, yours, _ = two.claim(keys_N, ones_N, 100)
     assert (mine, yours) == ([0, 1, 2, 3], [4, 5, 6, 7, 8, 9])
@@ -223,10 +224,10 @@ def test_two_never_claim_one_row_and_what_is_given_up_is_free(tmp_path: Path) ->
 
 def test_the_claim_and_the_remains_of_a_killed_process_are_free_at_once(tmp_path: Path) -> None:
     keys_N, ones_N = keys_of(random_trees(6)), np.ones(6)
-    entry = Entry(tmp_path, "entry", {})
+    entry = Entry(tmp_path, NAME, {})
     child = os.fork()
     if child == 0:
-        own = Entry(tmp_path, "entry", {})
+        own = Entry(tmp_path, NAME, {})
         claim = own.claim(keys_N, ones_N, 100)[0]
         (own.folder / f"{claim.owner}.half.tmp").write_bytes(b"half a shard")
         os.kill(os.getpid(), signal.SIGKILL)
@@ -269,8 +270,14 @@ def test_without_locks_everything_works_but_nobody_is_kept_out(
     unwilling: Any = Unwilling(prepared)
     store.fill(unwilling, trees, BUDGET)
     assert store.rows_reused == 6
-    assert claims.Claims(tmp_path / "entry").take([b""], locked=False).owner
-    assert not catalogue.prune(tmp_path, 0), "used today, and nobody can tell whether still"
+    assert claims.Claims(tmp_path / NAME).take([b""], locked=False).owner
+    assert not catalogue.prune(tmp_path, 0).removed, "used today; nobody can tell whether still"
+    Entry(tmp_path, OTHER, {})
+    catalogue.prune(tmp_path, 0)
+    assert (tmp_path / OTHER).is_dir(), "another process may be about to write its first shard"
+    os.utime(tmp_path / OTHER, (time.time() - 2 * 86400,) * 2)
+    catalogue.prune(tmp_path, 0)
+    assert not (tmp_path / OTHER).exists()
 
 
 def fill_entry(root: Path, name: str, age: float, seed: int) -> Path:
@@ -283,17 +290,18 @@ def fill_entry(root: Path, name: str, age: float, seed: int) -> Path:
 
 
 def test_pruning_takes_what_was_unused_for_longest_and_nothing_in_use(tmp_path: Path) -> None:
-    paths = [fill_entry(tmp_path, name, age, 0) for name, age in zip("abcd", (400, 300, 200, 100))]
+    names = [letter * 32 for letter in "abcd"]
+    paths = [fill_entry(tmp_path, name, age, 0) for name, age in zip(names, (400, 300, 200, 100))]
     sizes = [path.stat().st_size for path in paths]
-    held = Entry(tmp_path, "a", {})
+    held = Entry(tmp_path, names[0], {})
     room = sizes[0] + sizes[3]
-    assert catalogue.prune(tmp_path, room, dry_run=True) == [
+    assert catalogue.prune(tmp_path, room, dry_run=True).removed == [
         (paths[1], sizes[1]), (paths[2], sizes[2]),
     ]  # fmt: skip
     assert all(path.exists() for path in paths)
     catalogue.prune(tmp_path, room)
     assert [path.exists() for path in paths] == [True, False, False, True]
-    assert not (tmp_path / "b").exists()
+    assert not (tmp_path / names[1]).exists()
     catalogue.prune(tmp_path, 0)
     assert [path.exists() for path in paths] == [True, False, False, False]
     held.close()
@@ -303,24 +311,26 @@ def test_pruning_takes_what_was_unused_for_longest_and_nothing_in_use(tmp_path: 
 
 def test_a_run_prunes_its_own_entry_but_for_what_it_uses(tmp_path: Path) -> None:
     """One model, many data sets: the old ones go, also while the model is in use."""
-    old = fill_entry(tmp_path, "a", 500, seed=1)
-    entry = Entry(tmp_path, "a", {})
+    old = fill_entry(tmp_path, OLD, 500, seed=1)
+    entry = Entry(tmp_path, OLD, {})
     store = ReferenceStore(entry)
     trees = random_trees(5, seed=2)
     store.fill(engine.prepare(tiny_model()), trees, 10_000)
     (new,) = set(shards_of(tmp_path)) - {old}
-    other = Entry(tmp_path, "a", {})
-    assert not catalogue.prune(tmp_path, 0, own=entry), "another process may use the old one"
+    other = Entry(tmp_path, OLD, {})
+    assert not catalogue.prune(tmp_path, 0, own=entry).removed, (
+        "another process may use the old one"
+    )
     other.close()
-    assert [path for path, _ in catalogue.prune(tmp_path, 0, own=entry)] == [old]
+    assert [path for path, _ in catalogue.prune(tmp_path, 0, own=entry).removed] == [old]
     assert new.exists()
     assert len(store.logps(trees, CPU).values_T)
     assert catalogue.entries(tmp_path)[0].in_use
 
 
 def test_what_was_used_is_kept_before_what_was_only_written_later(tmp_path: Path) -> None:
-    one, two = (fill_entry(tmp_path, name, age, 0) for name, age in (("a", 400), ("b", 300)))
-    store = store_in(tmp_path, "a")
+    one, two = (fill_entry(tmp_path, name, age, 0) for name, age in ((OLD, 400), (OTHER, 300)))
+    store = store_in(tmp_path, OLD)
     unwilling: Any = Unwilling(engine.prepare(tiny_model()))
     store.fill(unwilling, random_trees(5), 10_000)
     del store

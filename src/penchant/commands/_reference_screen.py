@@ -14,7 +14,7 @@ from rich.text import Text
 from penchant.commands._show import counted, duration, size
 
 if TYPE_CHECKING:
-    from penchant.engine.reference.catalogue import Found
+    from penchant.engine.reference.catalogue import Fault, Found, Pruned
 
 _NAME_SHOWN = 12
 
@@ -40,34 +40,39 @@ def print_entries(root: Path, found: Sequence[Found], limit: float) -> None:
     console.print(Text(f"{_sum(found)} in {root} ({_of(limit)})"), soft_wrap=True)
 
 
-def print_damage(found: Sequence[Found], damaged: Mapping[str, Sequence[tuple[Path, str]]]) -> None:
-    """One line per entry, and one per damaged file."""
+def print_faults(found: Sequence[Found], faults: Mapping[str, Sequence[Fault]]) -> None:
+    """One line per entry, and one per file that is damaged or cannot be read."""
     console = Console(highlight=False)
     if found:
         table = _table("Entry", "Model", "Rows", "Size", "")
         for one in found:
-            faults = len(damaged[one.name])
-            mark = Text("ok", style="green")
-            if faults:
-                mark = Text(f"{faults} DAMAGED", style="bold red")
+            damaged = sum(fault.is_damaged for fault in faults[one.name])
+            unread = len(faults[one.name]) - damaged
+            marks = [Text(f"{damaged} DAMAGED", style="bold red")] if damaged else []
+            marks += [Text(f"{unread} UNREADABLE", style="bold yellow")] if unread else []
+            mark = Text(", ").join(marks) if marks else Text("ok", style="green")
             model = Text(str(one.about.get("model", "unknown")))
             table.add_row(
                 one.name[:_NAME_SHOWN], model, f"{one.num_rows:,}", size(one.num_bytes), mark
             )
         console.print(table)
-    for path, why in (fault for faults in damaged.values() for fault in faults):
-        console.print(Text(f"{path}: {why}", style="red"), soft_wrap=True)
-    console.print(Text(f"{_sum(found)} read and checked"), soft_wrap=True)
+    for fault in (fault for those in faults.values() for fault in those):
+        what = fault.why if fault.is_damaged else f"cannot be read: {fault.why}"
+        style = "red" if fault.is_damaged else "yellow"
+        console.print(Text(f"{fault.path}: {what}", style=style), soft_wrap=True)
+    unread = sum(not fault.is_damaged for those in faults.values() for fault in those)
+    but = f", but for {counted(unread, 'file')}" if unread else ""
+    console.print(Text(f"{_sum(found)} read and checked{but}"), soft_wrap=True)
 
 
-def print_pruned(
-    found: Sequence[Found], removed: Sequence[tuple[Path, int]], limit: float, dry_run: bool
-) -> None:
-    """What went, and what stays because it is in use."""
+def print_pruned(found: Sequence[Found], pruned: Pruned, limit: float, dry_run: bool) -> None:
+    """What went, what could not, and what stays because it is in use."""
     console = Console(highlight=False)
-    freed = sum(size for _, size in removed)
+    number, freed = len(pruned.removed), sum(size for _, size in pruned.removed)
     done = "would be removed" if dry_run else "removed"
-    console.print(Text(f"{counted(len(removed), 'shard')} {done}: {size(freed)} ({_of(limit)})"))
+    console.print(Text(f"{counted(number, 'shard')} {done}: {size(freed)} ({_of(limit)})"))
+    for path, why in pruned.left:
+        console.print(Text(f"{path} was left as it is: {why}"), soft_wrap=True)
     for one in found:
         if one.in_use:
             console.print(Text(f"{one.name[:_NAME_SHOWN]} is in use and was left as it is"))

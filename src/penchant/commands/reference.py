@@ -1,6 +1,7 @@
 """Lists, verifies and prunes stored reference log-probabilities (PENCHANT_CACHE/reference).
 
-Where `verify` finds damage, the exit code is 1; what is damaged is computed again when needed.
+Where `verify` finds damage, or a file that it cannot read, the exit code is 1; what is damaged is
+computed again when needed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _DAY = 24 * 3600.0
 def run(recipe: ReferenceRecipe, dry_run: bool = False) -> dict[str, Any]:
     """Prints a table and returns it.
 
-    Raises VerificationError where `verify` finds damage, MissingFileError where no entry is meant.
+    Raises VerificationError where `verify` finds damage or cannot read a file, MissingFileError
+    where no entry is meant.
     """
     from penchant.engine.reference import catalogue
     from penchant.train.reference import folder
@@ -49,17 +51,25 @@ def run(recipe: ReferenceRecipe, dry_run: bool = False) -> dict[str, Any]:
 
 
 def _verify(root: Path, found: list[Found]) -> dict[str, Any]:
-    from penchant.commands._reference_screen import print_damage
+    from penchant.commands._reference_screen import print_faults
     from penchant.engine.reference import catalogue
 
-    damaged = {one.name: [*catalogue.damage(one.folder)] for one in found}
-    print_damage(found, damaged)
-    number = sum(map(len, damaged.values()))
-    if number:
-        raise VerificationError(
-            f"{number} files in {root} do not hold what was written; their rows are computed "
+    faults = {one.name: [*catalogue.faults(one.folder)] for one in found}
+    print_faults(found, faults)
+    damaged = [fault.is_damaged for those in faults.values() for fault in those]
+    says = []
+    if any(damaged):
+        says.append(
+            f"{sum(damaged)} files in {root} do not hold what was written; their rows are computed "
             "again when they are needed, and penchant reference prune damaged=true removes them"
         )
+    if not all(damaged):
+        says.append(
+            f"{len(damaged) - sum(damaged)} files in {root} cannot be read and were not checked; "
+            "they stay as they are"
+        )
+    if says:
+        raise VerificationError("; ".join(says))
     return {"folder": str(root), "entries": [_row(one) for one in found], "damaged": []}
 
 
@@ -71,7 +81,7 @@ def _prune(
     from penchant.train.reference import forget_gone
 
     since = 0.0 if recipe.unused_days is None else time.time() - recipe.unused_days * _DAY
-    removed = catalogue.prune(
+    pruned = catalogue.prune(
         root,
         limit,
         unused_since=since,
@@ -81,11 +91,12 @@ def _prune(
     )
     if not dry_run:
         forget_gone()
-    print_pruned(found, removed, limit, dry_run)
+    print_pruned(found, pruned, limit, dry_run)
     return {
         "folder": str(root),
-        "removed": [str(path) for path, _ in removed],
-        "freed_bytes": sum(size for _, size in removed),
+        "removed": [str(path) for path, _ in pruned.removed],
+        "freed_bytes": sum(size for _, size in pruned.removed),
+        "left": [{"path": str(path), "why": why} for path, why in pruned.left],
     }
 
 

@@ -26,6 +26,7 @@ from penchant.data.pack import TreeSizes
 from penchant.engine import Engine
 from penchant.engine.memory import halving
 from penchant.engine.processes import ALONE, Processes
+from penchant.engine.reference.claims import new_owner
 from penchant.engine.reference.entry import Entry
 from penchant.engine.reference.rounds import Round, Rounds
 from penchant.engine.reference.shards import KEY
@@ -188,7 +189,8 @@ class ReferenceStore:
     def _exchange(self, keys: Sequence[bytes], processes: Processes) -> None:
         """Every process gets the rows it lacks from the first one that has them.
 
-        With one folder for all there are none, but for rows that could not be written.
+        With one folder for all there are none, but for rows that could not be written. The main
+        process stores what it gets: it alone looks up what need not be computed the next time.
         """
         if processes.size == 1:
             return
@@ -204,7 +206,9 @@ class ReferenceStore:
             }
             for found in processes.gather(own):
                 for key in found.keys() & lacking[processes.rank]:
-                    self._memory[key] = found[key]
+                    (self._unwritten if processes.is_main else self._memory)[key] = found[key]
+            if self._unwritten:
+                self._write(new_owner())
 
     def _used(self, keys: Sequence[bytes], processes: Processes) -> None:
         if self._entry is not None and processes.is_main:
@@ -215,7 +219,7 @@ class ReferenceStore:
         if self._entry is None or not rows:
             return set(rows)
         self._entry.refresh()
-        stored = self._entry.has(np.array(rows, KEY))
+        stored = self._entry.find(np.array(rows, KEY))
         return {key for key, there in zip(rows, stored, strict=True) if not there}
 
     def _row(self, key: bytes) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import final
@@ -19,9 +20,17 @@ from penchant.engine.reference import shards
 from penchant.engine.reference.locks import Lock, hold
 from penchant.engine.reference.shards import KEY
 
+FOLDER = "claims"
+_LOCK = "lock"
 _SUFFIX = ".claim"
+_NAME = re.compile(rf"[0-9a-f]+-[0-9a-f]{{12}}{re.escape(_SUFFIX)}")
 _PATIENCE = 60.0
 """[s] to wait for the folder's lock, which is held for milliseconds."""
+
+
+def is_claim(name: str) -> bool:
+    """Whether a file in the folder of claims goes by a name that is made here."""
+    return name == _LOCK or _NAME.fullmatch(name) is not None
 
 
 @final
@@ -39,6 +48,11 @@ class Claim:
             self._lock.release(remove=True)
 
 
+def new_owner() -> str:
+    """A name for some work of this process that no other has."""
+    return f"{os.getpid():x}-{os.urandom(6).hex()}"
+
+
 NOTHING = Claim("", None)
 """A claim on no row."""
 
@@ -48,7 +62,7 @@ class Claims:
     """The claims on the rows of an entry."""
 
     def __init__(self, folder: Path) -> None:
-        self._entry, self._folder = folder, folder / "claims"
+        self._entry, self._folder = folder, folder / FOLDER
 
     @contextlib.contextmanager
     def deciding(self) -> Iterator[np.ndarray | None]:
@@ -61,7 +75,7 @@ class Claims:
         lock = None
         with contextlib.suppress(OSError):
             self._folder.mkdir(exist_ok=True)
-            lock = hold(self._folder / "lock", patience=_PATIENCE)
+            lock = hold(self._folder / _LOCK, patience=_PATIENCE)
         if lock is None:
             yield None
             return
@@ -74,7 +88,7 @@ class Claims:
         Args:
             locked: whether it gave claims; without locks a claim keeps nobody out.
         """
-        owner = f"{os.getpid():x}-{os.urandom(6).hex()}"
+        owner = new_owner()
         if not locked:
             return Claim(owner, None)
         path = self._folder / f"{owner}{_SUFFIX}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -21,10 +22,22 @@ from penchant.engine.reference.shards import KEY, DamagedError, Shard
 
 ABOUT = "about.json"
 LOCK = "lock"
+_NAME = re.compile(r"[0-9a-f]{32}")
+_TEMPORARY = re.compile(r"[0-9a-f]+-[0-9a-f]{12}\..+\.tmp|\d+\.\d+\.about\.tmp")
 _PATIENCE = 60.0
 """[s] to wait while somebody removes shards."""
 _ABANDONED = 24 * 3600
 """[s] after which a half-written file belongs to nobody, where no lock can say so."""
+
+
+def is_name(name: str) -> bool:
+    """Whether a folder goes by the name of an entry; others are not the store's."""
+    return _NAME.fullmatch(name) is not None
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of an entry goes by the name of one that is not whole yet."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 @final
@@ -41,47 +54,43 @@ class Entry:
             about: what the name is a digest of, for people; empty where that stands there.
             hold_it: keep it from being pruned; of the processes of a run one does so for all.
         Raises:
-            OSError: it is not there and cannot be made.
+            OSError: it is not there and cannot be made or read.
         """
+        if not is_name(name):
+            raise FileNotFoundError(f"{name!r} is no entry's name")
         self.folder = root / name
+        self._speaks = hold_it
         self._lock = self._begin(about)
         if not hold_it and self._lock is not None:
             self._lock.release()
         self._claims = Claims(self.folder)
         self._shards: list[Shard] = []
         self._known: set[str] = set()
+        self._left_out: set[Path] = set()
         self.used: set[Path] = set()
         """Shards whose rows somebody here asked for."""
         self._keys_N = np.empty(0, KEY)
         self._shard_N = self._place_N = np.empty(0, np.int64)
         self._is_indexed = True
-        self.refresh()
+        self._take_in(os.listdir(self.folder))
 
     def __len__(self) -> int:
         """Rows stored, as of the last `refresh` or `write`."""
         self._index()
         return len(self._keys_N)
 
-    def has(self, keys_N: np.ndarray) -> np.ndarray:
-        """Which keys are in the index, as of the last `refresh` or `write`."""
-        return self._places(keys_N) >= 0
-
     def refresh(self) -> bool:
         """Takes in what others wrote meanwhile, and says whether there was something.
 
-        Damaged shards are removed, and said so.
+        Damaged shards are removed, and said so. What cannot be read stays and is left out.
         """
-        new = []
-        for name in sorted(os.listdir(self.folder)) if self.folder.is_dir() else []:
-            if name.endswith(shards.SUFFIX) and name not in self._known:
-                self._known.add(name)
-                try:
-                    new.append(Shard(self.folder / name))
-                except DamagedError as error:
-                    self._put_away(self.folder / name, error)
-        self._shards += new
-        self._is_indexed &= not new
-        return bool(new)
+        try:
+            return self._take_in(os.listdir(self.folder))
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._leave_out([(self.folder, error)])
+            return False
 
     def find(self, keys_N: np.ndarray) -> np.ndarray:
         """Which keys are stored; what holds them is checked before the first use.
@@ -97,7 +106,7 @@ class Entry:
                     self._shards[number].check()
                 except DamagedError as error:
                     damaged.append(self._shards[number])
-                    self._put_away(damaged[-1].path, error)
+                    _put_away(damaged[-1].path, error)
             if not damaged:
                 return found
             self._shards = [shard for shard in self._shards if shard not in damaged]
@@ -109,7 +118,10 @@ class Entry:
         place = int(np.searchsorted(self._keys_N, np.array(key, KEY)))
         if place == len(self._keys_N) or self._keys_N[place] != key.rstrip(b"\0"):
             return None
-        return self._shards[self._shard_N[place]].row(int(self._place_N[place]))
+        shard = self._shards[self._shard_N[place]]
+        if not shard.is_checked:  # it came after the last `find`
+            return self.get(key) if self.find(np.array([key], KEY)).all() else None
+        return shard.row(int(self._place_N[place]))
 
     def claim(
         self,
@@ -154,9 +166,13 @@ class Entry:
         path = shards.write(self.folder, owner, keys, values)
         self._known.add(path.name)
         try:
-            self._shards.append(Shard(path))
+            shard = Shard(path)
+            shard.check()
         except DamagedError as error:
-            raise OSError(f"{path.name} was written and cannot be read: {error}") from error
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise OSError(f"{path.name} was written and is damaged: {error}") from error
+        self._shards.append(shard)
         self._is_indexed = False
 
     def touch(self, keys_N: np.ndarray) -> None:
@@ -200,14 +216,39 @@ class Entry:
                 os.replace(temporary, self.folder / ABOUT)
         for path in self.folder.glob("*.tmp"):
             with contextlib.suppress(OSError):
-                if path.stat().st_mtime < time.time() - _ABANDONED:
+                if is_temporary(path.name) and path.stat().st_mtime < time.time() - _ABANDONED:
                     path.unlink()
         return lock
 
+    def _take_in(self, names: Iterable[str]) -> bool:
+        """Whether there are new shards among the files of these names."""
+        new, unreadable = [], []
+        for name in sorted(names):
+            if name not in self._known and shards.is_shard(name):
+                self._known.add(name)
+                path = self.folder / name
+                try:
+                    new.append(Shard(path))
+                except DamagedError as error:
+                    _put_away(path, error)
+                except FileNotFoundError:  # removed meanwhile
+                    pass
+                except OSError as error:
+                    unreadable.append((path, error))
+        self._leave_out(unreadable)
+        self._shards += new
+        self._is_indexed &= not new
+        return bool(new)
+
     def _index(self) -> None:
-        """All rows by key, made when it is needed; of a row that was stored twice, either."""
+        """All rows by key, made when it is needed.
+
+        Of a row that was stored twice, what was checked before, which so stays what it is; else
+        the newer, as it may have been written because the older is damaged.
+        """
         if self._is_indexed:
             return
+        self._shards.sort(key=lambda shard: (shard.is_checked, shard.path.name), reverse=True)
         keys = [np.empty(0, KEY), *(shard.keys_N for shard in self._shards)]
         sizes = [len(shard.keys_N) for shard in self._shards]
         self._keys_N, first = np.unique(np.concatenate(keys), return_index=True)
@@ -225,10 +266,30 @@ class Entry:
         places[places == len(self._keys_N)] = 0
         return np.where(self._keys_N[places] == keys_N, places, -1)
 
-    def _put_away(self, path: Path, why: DamagedError) -> None:
-        print(
-            f"reference: the shard {path} is damaged ({why}); its rows are computed again",
-            file=sys.stderr,
-        )
-        with contextlib.suppress(OSError):
-            path.unlink()
+    def _leave_out(self, files: Sequence[tuple[Path, OSError]]) -> None:
+        """Says what is not used in this run; the process that holds the entry does so for all."""
+        files = [one for one in files if one[0] not in self._left_out]
+        self._left_out.update(path for path, _ in files)
+        if files and self._speaks:
+            (path, error), num = files[0], len(files)
+            what = f"{path} and {num - 1} more" if num > 1 else f"{path}"
+            print(
+                f"reference: {what} cannot be read now ({error.strerror or error}); nothing is "
+                "removed, but this run does without the rows there",
+                file=sys.stderr,
+            )
+
+
+def _put_away(path: Path, why: DamagedError) -> None:
+    """Removes a damaged shard; of several processes that see it, the one that does so says so."""
+    left = ""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        left = f"; it cannot be removed: {error.strerror or error}"
+    print(
+        f"reference: the shard {path} is damaged ({why}); its rows are computed again{left}",
+        file=sys.stderr,
+    )

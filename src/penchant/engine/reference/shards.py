@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ SUFFIX = ".safetensors"
 KEY = np.dtype("S16")
 """A row's key. Numpy compares these bytes as they are; only trailing zeros would not count, and
 all keys are equally long."""
+_NAME = re.compile(rf"[0-9a-f]{{16,}}-[0-9a-f]{{8}}{re.escape(SUFFIX)}")
 _FORMAT = "penchant-reference-1"
 _DTYPES = {"F32": torch.float32, "F64": torch.float64}
 _LONGEST_HEADER = 2**16
@@ -32,6 +34,11 @@ _LONGEST_HEADER = 2**16
 
 class DamagedError(Exception):
     """A shard that does not hold what was written; says why."""
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of an entry goes by the name of a shard; others are not the store's."""
+    return _NAME.fullmatch(name) is not None
 
 
 def write(folder: Path, owner: str, keys: Sequence[bytes], values: Sequence[Tensor]) -> Path:
@@ -84,13 +91,19 @@ class Shard:
     """A shard mapped into memory: pages are read when they are needed, and no file stays open."""
 
     def __init__(self, path: Path) -> None:
-        """Reads keys and counts. Raises DamagedError where they are not those that were written."""
+        """Reads keys and counts.
+
+        Raises:
+            DamagedError: they are not those that were written.
+            OSError: it cannot be read now, which says nothing about what it holds.
+        """
         self.path = path
-        self._checked = False
+        self.is_checked = False
+        """Whether its values were held against their checksum."""
         try:
             header, start = read_header(path)
             size = path.stat().st_size
-            mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+            mapped = _mapped(path, size)
             self.keys_N = _part(mapped, header["keys"], start).numpy().reshape(-1).view(KEY)
             counts = _part(mapped, header["counts"], start).view(torch.int32).numpy()
             self.values_T = _part(mapped, header["values"], start).view(
@@ -98,7 +111,7 @@ class Shard:
             )
             self._crc = header["__metadata__"]["values_crc"]
             whole = header["__metadata__"]["index_crc"] == _crc(self.keys_N, counts)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise DamagedError(str(error).splitlines()[0] if str(error) else repr(error)) from error
         self.starts_N = np.zeros(len(counts) + 1, np.int64)
         np.cumsum(counts, out=self.starts_N[1:])
@@ -109,9 +122,9 @@ class Shard:
 
     def check(self) -> None:
         """Holds the values against their checksum, once. Raises DamagedError."""
-        if not self._checked and _crc(self.values_T.numpy()) != self._crc:
+        if not self.is_checked and _crc(self.values_T.numpy()) != self._crc:
             raise DamagedError("its values are not those that were written")
-        self._checked = True
+        self.is_checked = True
 
     def row(self, place: int) -> Tensor:
         """The values of one row, as they lie in the file."""
@@ -158,6 +171,14 @@ def _content(keys: Sequence[bytes], values: Sequence[Tensor]) -> bytes:
             "values_crc": _crc(values_T.numpy()),
         },
     )
+
+
+def _mapped(path: Path, size: int) -> Tensor:
+    """A file's bytes. Raises OSError: torch says so otherwise, where there is no memory, say."""
+    try:
+        return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise OSError(str(error).splitlines()[0]) from error
 
 
 def _part(mapped: Tensor, entry: dict[str, Any], start: int) -> Tensor:
