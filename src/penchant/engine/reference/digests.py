@@ -1,8 +1,9 @@
 """SHA-256 of files, computed once per change of a file: not per run, nor per process.
 
 A digest is kept with the file's size, times and inode, and serves while all of them are what they
-were. A file that changed within the last seconds is read again the next time too: it could change
-once more within the clock's resolution.
+were. A file that changed in the seconds before it was looked at is read again the next time too: it
+could change once more within the clock's resolution, and look the same. Reading many bytes, or
+waiting for somebody who reads them, is said in a line.
 """
 
 from __future__ import annotations
@@ -11,33 +12,42 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from penchant.engine.reference.locks import hold
+from penchant.engine.reference.locks import Lock, hold
 
-Stamp = tuple[int, int, int, int, int]
-"""Device, inode, size, and the times of the last change of content and of status [ns]."""
+Stamp = tuple[int, int, int, int]
+"""Inode, size, and the times of the last change of content and of status [ns].
+
+Not the device: its number is given anew at every mount, and the path says which one it is.
+"""
 
 _SETTLED = 2_000_000_000
 """[ns] after which a file that changes gets another time, on every file system."""
 _THREADS = 4
 _PATIENCE = 3600.0
 """[s] to wait for somebody who reads the same file."""
+_SILENCE = 5.0
+"""[s] after which it is said what takes so long."""
+_awaited: list[str] = []
+"""Files that others read just now."""
 _known: dict[tuple[str, Stamp], str] = {}
 
 
 def stamp(path: Path) -> Stamp:
     """By which one can tell that a file changed. Raises OSError where there is none."""
     found = os.stat(path)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def of_files(paths: Sequence[Path], folder: Path) -> list[str]:
     """SHA-256 of each file's bytes, several at a time; see `of_file`."""
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with _said(paths), ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(lambda path: of_file(path, folder), paths))
 
 
@@ -50,6 +60,7 @@ def of_file(path: Path, folder: Path) -> str:
         OSError: the file cannot be read.
     """
     real = os.path.realpath(path)
+    now = time.time_ns()  # before the file is looked at: what changes later has another time
     before = stamp(path)
     found = _known.get((real, before)) or _stored(real, before, folder)
     if found is None:
@@ -57,11 +68,11 @@ def of_file(path: Path, folder: Path) -> str:
             name = _name(real, folder)
             with contextlib.suppress(OSError):  # nothing can be kept or locked there
                 folder.mkdir(parents=True, exist_ok=True)
-                lock = hold(name.with_suffix(".lock"), patience=_PATIENCE)
+                lock = _turn(name.with_suffix(".lock"), path)
                 if lock is not None:
                     stack.callback(lock.release, remove=True)
             found = _stored(real, before, folder) or _read(path)
-            if time.time_ns() - before[-1] < _SETTLED or stamp(path) != before:
+            if now - before[-1] < _SETTLED or stamp(path) != before:
                 return found
             _keep(real, before, found, name)
     _known[real, before] = found
@@ -77,6 +88,36 @@ def forget_gone(folder: Path) -> int:
                 kept.unlink()
                 removed += 1
     return removed
+
+
+@contextlib.contextmanager
+def _said(paths: Sequence[Path]) -> Iterator[None]:
+    """One line where reading takes long: other processes may sit and wait for this one."""
+
+    def say() -> None:
+        with contextlib.suppress(OSError):
+            size = sum(path.stat().st_size for path in paths)
+            what = f"reading {len(paths)} files ({size / 1e9:,.1f} GB), once until they change"
+            for name in _awaited[:1]:
+                what = f"waiting for another process, which reads {name}"
+            print(f"digests of the model's files: {what}", file=sys.stderr, flush=True)
+
+    timer = threading.Timer(_SILENCE, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _turn(file: Path, path: Path) -> Lock | None:
+    """The lock on a file that is to be read; None where somebody reads it for very long."""
+    _awaited.append(path.name)
+    try:
+        return hold(file, patience=_PATIENCE)
+    finally:
+        _awaited.remove(path.name)
 
 
 def _stored(real: str, wanted: Stamp, folder: Path) -> str | None:
