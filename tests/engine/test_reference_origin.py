@@ -6,8 +6,7 @@ import importlib
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from penchant import engine
-from penchant.engine.reference import digests, origin
+from penchant.engine.reference import software
 from penchant.engine.reference.origin import Origin, name_of, settings_of
 from penchant.models.adapters import add_lora
 from penchant.models.load import load_causal_lm
@@ -164,22 +163,141 @@ def test_tensors_of_any_size_are_sampled_to_their_last_number(world: Path) -> No
     assert name(world, change=with_buffer(0)) != name(world, change=with_buffer(1))
 
 
-def test_the_code_that_computes_is_in_the_name(
+def test_the_code_that_computes_is_in_the_name(world: Path, tmp_path: Path) -> None:
+    untouched = name(world)
+    before = software.engine_version()
+    root = Path(engine.__file__).parents[1]
+    named = [root / place for place in software._OUR_CODE]
+    assert root / "types.py" in named and all(place.exists() for place in named)
+    shutil.copytree(root, tmp_path / "penchant", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "penchant" / "types.py").open("a") as file:
+        file.write("# per_tree gives rows in another order\n")
+    with pytest.MonkeyPatch.context() as patch:
+        place = tmp_path / "penchant" / "engine" / "reference" / "software.py"
+        patch.setattr(software, "__file__", str(place))
+        software.engine_version.cache_clear()
+        assert software.engine_version() != before and name(world) != untouched
+    software.engine_version.cache_clear()
+    assert name(world) == untouched
+
+
+def own_class(folder: Path, module: str, version: str) -> Any:
+    """A model's class in a file of its own; the same name and settings, whatever the version."""
+    folder.mkdir(exist_ok=True)
+    code = "from transformers import LlamaForCausalLM\n\n\nclass Own(LlamaForCausalLM):\n    "
+    (folder / f"{module}.py").write_text(f"{code}version = {version!r}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        return importlib.import_module(module).Own
+
+
+def test_the_code_of_every_class_of_a_model_is_in_the_name(world: Path, tmp_path: Path) -> None:
+    """A library's too: one that is edited in place keeps its version."""
+    kind = own_class(tmp_path / "code", "own_code", "one")
+
+    def whole(model: Any) -> Any:
+        model.__class__ = kind
+        return model
+
+    def part(model: Any) -> Any:
+        model.lm_head.__class__ = type("Head", (torch.nn.Linear,), {"__module__": "own_code"})
+        return model
+
+    names = [name(world, change=change) for change in (lambda model: model, whole, part)]
+    own_class(tmp_path / "code", "own_code", "two")
+    names += [name(world, change=change) for change in (whole, part)]
+    own_class(tmp_path / "code", "own_code", "one")
+    (tmp_path / "code" / "beside.py").write_text("# that it imports from\n")
+    names += [name(world, change=change) for change in (whole, part)]
+    assert len(set(names)) == 7
+    files = software.code_files(tiny_model())
+    assert {"modeling_llama.py", "modeling_utils.py", "activations.py"} <= {f.name for f in files}
+    assert not [file for file in files if "torch" in file.parts]
+
+
+def test_a_class_that_is_in_no_file_has_no_name(world: Path) -> None:
+    def interactive(model: Any) -> Any:
+        model.__class__ = type("Own", (type(model),), {"__module__": "nowhere"})
+        return model
+
+    with pytest.raises(OSError, match="'nowhere' is in no file"):
+        name(world, change=interactive)
+
+
+def pretend_installed(folder: Path, package: str, version: str) -> None:
+    """What an installation leaves for others to tell its version by; ahead of the real one."""
+    place = folder / f"{package}-{version}.dist-info"
+    place.mkdir(parents=True)
+    (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+
+
+def test_the_way_of_quantisation_and_its_software_are_in_the_name(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = name(world)
-    monkeypatch.setattr(origin, "engine_version", lambda: "another")
-    assert name(world) != before
-    # A checkpoint may bring its own.
-    found = {origin._code_of(type(tiny_model()))}
-    for version in ("one", "two"):
-        folder = tmp_path / version
-        folder.mkdir()
-        code = "from transformers import LlamaForCausalLM\nclass Own(LlamaForCausalLM):\n    "
-        (folder / f"own_{version}.py").write_text(f"{code}version = {version!r}\n")
-        monkeypatch.syspath_prepend(folder)
-        found.add(origin._code_of(importlib.import_module(f"own_{version}").Own))
-    assert len(found) == 3
+    def quantised(how: str) -> Callable[[Any], Any]:
+        def change(model: Any) -> Any:
+            model.is_quantized = True
+            model.config.quantization_config = {"quant_method": "bitsandbytes", how: True}
+            return model
+
+        return change
+
+    def names() -> list[str]:
+        ways = [lambda model: model, quantised("load_in_4bit"), quantised("load_in_8bit")]
+        return [name(world, change=change, layout="plain") for change in ways]
+
+    before = names()
+    pretend_installed(tmp_path / "installed", "bitsandbytes", "99.1")
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    after = names()
+    assert before[0] == after[0], "it computes nothing in a model that is not quantised"
+    assert len({*before, *after}) == 5
+
+
+def test_compiled_layers_are_another_name(world: Path) -> None:
+    read_from = Origin.of(str(world / "model"))
+    prepared = engine.prepare(load_causal_lm(str(world / "model")), "packed")
+    before = settings_of(prepared, torch.float32)
+    for layer in prepared.model.model.layers:
+        layer.compile(dynamic=True)  # compiled at its first use, of which there is none here
+    after = settings_of(prepared, torch.float32)
+    keys = (read_from.key(one, prepared, world / "digests") for one in (before, after))
+    assert len({*map(name_of, keys)}) == 2
+
+
+def shortcut(world: Path, path: str = "model", **loaded: Any) -> str | None:
+    given = {"dtype": "float32", "quantization": None, "code": False} | loaded
+    return Origin.of(str(world / path)).shortcut(given, world / "digests")
+
+
+def test_a_shortcut_stands_for_files_settings_and_software(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [shortcut(world), shortcut(world, "adapter")]
+    found += [shortcut(world, quantization=how) for how in ("4bit", "8bit")]
+    found += [shortcut(world, dtype="bfloat16"), shortcut(world, code=True)]
+    assert shortcut(world) == found[0]
+    for package in ("torch", "transformers", "peft", "bitsandbytes"):
+        pretend_installed(tmp_path / package, package, "99.1")
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(tmp_path / package)
+            found.append(shortcut(world))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found.append(shortcut(world))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    set_config(world, rms_norm_eps=1e-5)
+    found.append(shortcut(world))
+    assert None not in found and len(set(found)) == len(found) == 12
+
+
+def test_there_is_no_shortcut_where_the_code_is_another_repository_s(world: Path) -> None:
+    """It is fetched anew when it changes there, and no file of the model's folder changes."""
+    set_config(world, auto_map={"AutoModelForCausalLM": "modeling_own.Own"})
+    assert shortcut(world) and shortcut(world, "adapter")
+    set_config(world, auto_map={"AutoModelForCausalLM": "other/repo--modeling_own.Own"})
+    assert shortcut(world) is shortcut(world, "adapter") is None
 
 
 SAME: dict[str, Callable[[Path], str]] = {
@@ -240,95 +358,3 @@ def test_a_model_without_files_has_no_name(world: Path) -> None:
 
     with pytest.raises(OSError, match="no files of weights"):
         name(world, change=drop)
-
-
-@pytest.fixture
-def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
-    """How many files were read whole so far, by this process and its children."""
-    log, read = tmp_path / "reads", digests._read
-    log.touch()
-
-    def logging(path: Path) -> str:
-        with log.open("a") as file:
-            file.write(f"{path}\n")
-        time.sleep(0.05)
-        return read(path)
-
-    monkeypatch.setattr(digests, "_read", logging)
-    monkeypatch.setattr(digests, "_known", {})
-    monkeypatch.setattr(digests, "_SETTLED", 0)
-    yield lambda: len(log.read_text().splitlines())
-
-
-def test_a_file_is_read_once_per_change(
-    tmp_path: Path, reads: Callable[[], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file, kept = tmp_path / "weights", tmp_path / "kept"
-    file.write_bytes(b"one")
-    first = digests.of_file(file, kept)
-    assert digests.of_file(file, kept) == first and reads() == 1
-    monkeypatch.setattr(digests, "_known", {})  # as in another process
-    assert digests.of_file(file, kept) == first and reads() == 1
-    known = file.stat()
-    file.write_bytes(b"two")  # as long, and with its time put back
-    os.utime(file, ns=(known.st_atime_ns, known.st_mtime_ns))
-    second = digests.of_file(file, kept)
-    assert second != first and reads() == 2
-    replaced = tmp_path / "new"
-    replaced.write_bytes(b"six")
-    os.replace(replaced, file)
-    assert digests.of_file(file, kept) not in (first, second) and reads() == 3
-    assert digests.forget_gone(kept) == 0
-    file.unlink()
-    assert digests.forget_gone(kept) == 1
-
-
-def test_a_file_that_just_changed_is_read_again(
-    tmp_path: Path, reads: Callable[[], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Within the clock's resolution it could change once more and look the same."""
-    monkeypatch.setattr(digests, "_SETTLED", 3600 * 10**9)
-    file = tmp_path / "weights"
-    file.write_bytes(b"one")
-    for _ in range(2):
-        digests.of_file(file, tmp_path / "kept")
-    assert reads() == 2
-
-
-def test_two_processes_at_once_read_a_file_once(tmp_path: Path, reads: Callable[[], int]) -> None:
-    file = tmp_path / "weights"
-    file.write_bytes(b"one")
-    children = []
-    for _ in range(4):
-        child = os.fork()
-        if child == 0:
-            digests.of_file(file, tmp_path / "kept")
-            os._exit(0)
-        children.append(child)
-    for child in children:
-        assert os.waitpid(child, 0)[1] == 0
-    assert reads() == 1
-
-
-def test_where_nothing_can_be_kept_it_is_read_every_time(
-    tmp_path: Path, reads: Callable[[], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "weights"
-    file.write_bytes(b"one")
-    (tmp_path / "taken").write_text("a file where the folder should be")
-    found = {digests.of_file(file, tmp_path / "taken")}
-    monkeypatch.setattr(digests, "_known", {})
-    found.add(digests.of_file(file, tmp_path / "taken"))
-    assert len(found) == 1 and reads() == 2
-
-
-def test_a_damaged_digest_is_not_believed(
-    tmp_path: Path, reads: Callable[[], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "weights"
-    file.write_bytes(b"one")
-    first = digests.of_file(file, tmp_path / "kept")
-    for kept in (tmp_path / "kept").iterdir():
-        kept.write_text(kept.read_text()[:40])
-    monkeypatch.setattr(digests, "_known", {})
-    assert digests.of_file(file, tmp_path / "kept") == first and reads() == 2

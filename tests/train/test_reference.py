@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import math
 import os
@@ -212,6 +213,36 @@ def test_a_named_reference_whose_rows_are_stored_is_not_even_loaded(
     one_bit(world)
     changed = {"reference": str(world / "model"), "model": str(world / "other")}
     assert train(world, "changed", **changed) == (30, 0) and len(loads) == 4
+    # Noted with other code, as after an edit of the library: the model is loaded, and found.
+    for shortcut in (world / "cache" / "digests").glob("*.entry"):
+        known = json.loads(shortcut.read_text())
+        assert any(Path(file).name == "modeling_llama.py" for file in known["files"])
+        shortcut.write_text(json.dumps(known | {"code": "another"}))
+    assert train(world, "edited", **named) == (0, 30) and len(loads) == 5
+    assert train(world, "noted", **named) == (0, 30) and len(loads) == 5
+
+
+def test_a_note_does_not_outlive_the_code_that_it_was_made_by(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = world / "noted_code.py"
+    code.write_text("import torch\n\n\nclass Own(torch.nn.Linear):\n    scale = 1\n")
+    monkeypatch.syspath_prepend(world)
+    (reference.folder() / "entry").mkdir(parents=True)
+    shortcut = reference.digests_folder() / "files.entry"
+    shortcut.parent.mkdir()
+    for change in (lambda: code.write_text(code.read_text().replace("1", "2")), code.unlink):
+        reference.note(shortcut, "entry", importlib.import_module("noted_code").Own(2, 2))
+        assert reference.noted(shortcut) == "entry"
+        reference.forget_gone()
+        assert shortcut.is_file()
+        change()
+        assert reference.noted(shortcut) is None
+        reference.forget_gone()
+        assert not shortcut.exists()
+    for damaged in ("entry", "[]", "{}", '{"entry": 1, "files": 2, "code": 3}'):
+        shortcut.write_text(damaged)
+        assert reference.noted(shortcut) is None
 
 
 def start_slow(world: Path, run: str, **changes: Any) -> Any:
@@ -318,6 +349,22 @@ def test_a_damaged_shard_is_computed_again(world: Path, capsys: pytest.CaptureFi
     assert summary["reference_rows_computed"] + summary["reference_rows_reused"] == 30
     assert summary["reference_rows_computed"] in (6, 24)
     assert read_metrics(world / "one")[0] == pytest.approx(read_metrics(world / "two")[0])
+
+
+def test_a_run_does_not_go_on_with_changed_code_or_other_weights(world: Path) -> None:
+    """Of a checkpoint that brings its own code, or the weights in torch's own files."""
+    brought = [world / "model" / name for name in ("modeling_own.py", "more.pt", "more.pth")]
+    for path in brought:
+        path.write_text("scale = 1\n")
+    keys = {"training__max_steps": 2, "training__save_steps": 1}
+    train(world, "cut", **keys)
+    for path in brought:
+        (world / "cut" / "summary.json").unlink(missing_ok=True)
+        path.write_text("scale = 2\n")
+        with pytest.raises(RecipeError, match="starting model or reference of this run changed"):
+            penchant.run("train", None, settings(world, "cut", **keys))
+        path.write_text("scale = 1\n")
+    penchant.run("train", None, settings(world, "cut", **keys))
 
 
 @pytest.mark.parametrize("how", ["a file is in the way", "no space is allowed"])

@@ -34,7 +34,11 @@ WRITTEN = (
     "data_report.json",
     "environment.json",
 )
-_OF_A_MODEL = ("*.safetensors", "*.bin", "*config*.json", "*token*", "*.model", "*.txt", "*.jinja")
+_OF_A_MODEL = (
+    "*.safetensors", "*.bin", "*.pt", "*.pth", "*config*.json", "*token*", "*.model", "*.txt",
+    "*.jinja", "*.py",
+)  # fmt: skip
+"""Weights, settings, tokenizer, and the code that a checkpoint brings."""
 
 
 def start(

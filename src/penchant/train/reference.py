@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import time
@@ -19,7 +20,8 @@ from penchant.data.cache import cache_folder
 from penchant.engine.processes import ALONE, Processes
 from penchant.engine.reference import catalogue, digests
 from penchant.engine.reference.entry import Entry
-from penchant.engine.reference.origin import Origin, device_kind, name_of, settings_of
+from penchant.engine.reference.origin import Origin, name_of, settings_of
+from penchant.engine.reference.software import code_digest, code_files, device_kind
 from penchant.engine.reference_store import ReferenceStore
 from penchant.models import load as load_models
 from penchant.models.config import ModelSource
@@ -44,10 +46,10 @@ def digests_folder() -> Path:
 def forget_gone() -> None:
     """Removes what is known of files and entries that are not there any more."""
     digests.forget_gone(digests_folder())
-    for note in digests_folder().glob("*.entry"):
+    for shortcut in digests_folder().glob("*.entry"):
         with contextlib.suppress(OSError):
-            if not (folder() / note.read_text().strip()).is_dir():
-                note.unlink()
+            if noted(shortcut) is None:
+                shortcut.unlink()
 
 
 def origin(job: Job) -> Origin | None:
@@ -106,7 +108,9 @@ def fill(
         _tell(store)
         if read_from is not None and job.reference is not None:
             device = next(engine.model.parameters()).device
-            _note(_shortcut(job.reference, read_from, device, processes), entry)
+            shortcut = _shortcut(job.reference, read_from, device, processes)
+            if shortcut is not None:
+                note(shortcut, entry.folder.name, engine.model)
         catalogue.prune(folder(), catalogue.size_limit(os.environ), own=entry)
     return store
 
@@ -118,9 +122,7 @@ def _stored(
     processes, name = place.processes, None
     if processes.is_main:
         shortcut = _shortcut(source, read_from, place.device, processes)
-        with contextlib.suppress(OSError):
-            name = shortcut.read_text().strip() if shortcut is not None else None
-        name = name if name and (folder() / name).is_dir() else None
+        name = noted(shortcut) if shortcut is not None else None
     name = processes.gather(name)[0]
     if name is None:
         return None
@@ -151,12 +153,29 @@ def _shortcut(
     return None if digest is None else digests_folder() / f"{digest}.entry"
 
 
-def _note(shortcut: Path | None, entry: Entry) -> None:
-    if shortcut is not None:
-        with contextlib.suppress(OSError):
-            temporary = shortcut.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(entry.folder.name)
-            os.replace(temporary, shortcut)
+def note(shortcut: Path, entry: str, model: Any) -> None:
+    """Writes down which entry a model's files lead to, and by which code; where it can be written.
+
+    Args:
+        entry: its name.
+    """
+    with contextlib.suppress(OSError):
+        files = code_files(model)
+        known = {"entry": entry, "code": code_digest(files), "files": [*map(str, files)]}
+        temporary = shortcut.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(known))
+        os.replace(temporary, shortcut)
+
+
+def noted(shortcut: Path) -> str | None:
+    """The name of that entry; None where it, or the code that it was made by, is gone."""
+    try:
+        known = json.loads(shortcut.read_text())
+        if code_digest([Path(file) for file in known["files"]]) != known["code"]:
+            return None
+        return known["entry"] if (folder() / known["entry"]).is_dir() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _tell(store: ReferenceStore) -> None:
@@ -190,9 +209,12 @@ def _entry(
     """The entry on disk of this model and way of computing; None where there can be none."""
     source = job.reference or job.model
     dtype = load_models.compute_dtype(source.path, source.dtype, **hub_keywords(source))
-    settings = settings_of(engine, dtype, adapter_off=fresh)
-    key, why = None, ""
-    if processes.is_main:
+    key, why, settings = None, "", None
+    try:
+        settings = settings_of(engine, dtype, adapter_off=fresh)
+    except OSError as error:  # in every process: the model's code is in no file
+        why = str(error)
+    if processes.is_main and settings is not None:
         try:
             key = read_from.key(settings, engine, digests_folder())
         except OSError as error:

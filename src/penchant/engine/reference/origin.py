@@ -7,13 +7,9 @@ which the same numbers are added up is not: micro-batches, threads, how many pro
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,7 @@ from penchant.engine import Engine
 from penchant.engine.compiled import is_compiled
 from penchant.engine.heads import causal_of, has_ordinary_head
 from penchant.engine.reference import digests
+from penchant.engine.reference.software import code_digest, code_files, device_kind, software
 from penchant.engine.sharding import is_sharded
 from penchant.models import load
 
@@ -42,9 +39,6 @@ _IDLE_OF_ADAPTERS = frozenset(
 Stamped = tuple[tuple[Path, digests.Stamp], ...]
 _SAMPLE = 256
 """Numbers of each tensor in memory that go into the key."""
-_PRODUCTS = (torch.backends.mkldnn, torch.backends.cuda)
-_OUR_CODE = ("engine", "models/load.py", "models/adapters.py")
-"""Files and folders, without folders in them."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,8 @@ class Origin:
         """A digest that stands for a key without a model in memory, of files and settings alone.
 
         What a model becomes in memory follows from its files, from how it is loaded and from the
-        code. None where its files are not here yet, or cannot be read.
+        code. None where its files are not here yet, or cannot be read, or where its code is another
+        repository's. Code outside of its files is the caller's to compare (`code_files`).
 
         Args:
             settings: how the model would be loaded and what it would compute in.
@@ -96,10 +91,16 @@ class Origin:
             files = _stamped(self.path, self.revision, ("config.json",))
             if not _has_weights(files) or not {*(self.before or ())} <= {*files}:
                 return None
+            if any(_borrows_code(file) for file, _ in files if file.name == "config.json"):
+                return None
             found = digests.of_files([file for file, _ in files], folder)
-        except OSError:
+        except (OSError, ValueError):
             return None
-        known = {**settings, **_software(), "files": [*zip((f.name for f, _ in files), found)]}
+        known = {
+            **settings,
+            **software(quantised=True),
+            "files": [*zip((f.name for f, _ in files), found)],
+        }
         return _digest(_plain(known))
 
 
@@ -127,6 +128,8 @@ def settings_of(engine: Engine, dtype: torch.dtype, *, adapter_off: bool = False
     Args:
         dtype: what the model computes in.
         adapter_off: its adapter is fresh and switched off: the base is what computes.
+    Raises:
+        OSError: the code of the model cannot be read.
     """
     model, inner = engine.model, causal_of(engine.model)
     adapters = getattr(model, "peft_config", None)
@@ -149,16 +152,8 @@ def settings_of(engine: Engine, dtype: torch.dtype, *, adapter_off: bool = False
             "device": device_kind(next(model.parameters()).device),
             **({"compiled": True} if is_compiled(model) else {}),
         },
-        "code": _code_of(type(inner)),
-        **_software(),
-    }
-
-
-def _software() -> dict[str, Any]:
-    return {
-        "products": _precision_of_products(),
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
-        "engine": engine_version(),
+        "code": code_digest(code_files(model, adapter_off=adapter_off)),
+        **software(quantised=bool(getattr(inner, "is_quantized", False))),
     }
 
 
@@ -168,6 +163,11 @@ def _stamped(path: str, revision: str | None, more: Sequence[str] = ()) -> Stamp
 
 def _has_weights(files: Stamped) -> bool:
     return any(file.suffix not in (".json", ".py") for file, _ in files)
+
+
+def _borrows_code(config: Path) -> bool:
+    """Whether a model's class is another repository's: `auto_map` says "owner/name--file.Class"."""
+    return "--" in json.dumps(json.loads(config.read_text("utf-8")).get("auto_map"))
 
 
 def _files(path: str, revision: str | None, more: Sequence[str]) -> Iterator[Path]:
@@ -222,46 +222,6 @@ def _sample(model: Any, adapter_off: bool) -> str:
 
 def _adapters(configs: Mapping[str, Any]) -> str:
     return _plain({name: one.to_dict() for name, one in configs.items()}, _IDLE_OF_ADAPTERS)
-
-
-def device_kind(device: torch.device) -> str:
-    """Its kind, and what its kernels are chosen by."""
-    if device.type == "cuda":
-        return f"cuda {torch.cuda.get_device_name(device)}"
-    if device.type == "cpu":
-        return f"cpu {torch.backends.cpu.get_cpu_capability()}"
-    return device.type
-
-
-def _precision_of_products() -> list[str]:
-    """What float32 matrix products are computed in, by torch's settings."""
-    # "none" is what nobody has set: full precision, which "ieee" asks for by name.
-    places: list[Any] = [torch.backends, *(getattr(one, "matmul", None) for one in _PRODUCTS)]
-    found = [str(place.fp32_precision) for place in places if hasattr(place, "fp32_precision")]
-    found = ["ieee" if precision == "none" else precision for precision in found]
-    return found or [torch.get_float32_matmul_precision()]
-
-
-def _code_of(kind: type) -> str | None:
-    """Digest of a model's code where it is no library's: it came with the checkpoint, say."""
-    # Split weights give a model a class of torch in front of its own.
-    kind = next(one for one in kind.__mro__ if not one.__module__.startswith("torch."))
-    if kind.__module__.startswith(("transformers.", "peft.")):
-        return None
-    file = inspect.getsourcefile(kind) or getattr(sys.modules[kind.__module__], "__file__", "")
-    folder = Path(str(file)).parent
-    return _digest("".join(one.read_text("utf-8") for one in sorted(folder.glob("*.py"))))
-
-
-@cache
-def engine_version() -> str:
-    """Digest of the code that computes: another version of it makes its own values."""
-    root = Path(__file__).parent.parent.parent
-    digest = hashlib.blake2b(metadata.version("penchant").encode(), digest_size=16)
-    for place in (root / name for name in _OUR_CODE):
-        for path in [place] if place.is_file() else sorted(place.glob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _plain(value: Any, without: frozenset[str] = frozenset()) -> str:
