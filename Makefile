@@ -31,7 +31,7 @@ lint: $(VENV)/.ready
 types: $(VENV)/.ready
 	$(BIN)/mypy
 
-# About two hours on two idle cores, resumable; BENCH="--cases a-bf16 --runs 1" takes minutes.
+# Over an hour on two idle cores, resumable; BENCH="--cases a-bf16 --runs 1" takes minutes.
 bench: $(VENV)/.ready
 	$(BIN)/python bench/against_trl.py $(BENCH)
 

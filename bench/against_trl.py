@@ -10,13 +10,13 @@ up one after the other, make one step to warm up, and then take turns, step by s
 programs used more than the rest is discarded and repeated, as often as `--retries` allows. Results
 are written case by case, and the same command goes on where it was stopped. The first step's loss
 and gradient norm are compared between sides; where they differ the exit code is 1.
-TRL runs as it comes; `--allocator kept` has the C library keep freed memory in its processes, as a
-run of Penchant does in its own, which makes TRL faster on many machines.
+TRL's processes keep freed memory as a run of Penchant does in its own, which makes them faster, on
+some machines twice as fast; `--allocator system` runs TRL as it comes.
 
-The default set (DEFAULT in step_cases.py) takes about two hours on two cores, most of it TRL's;
-`--cases a-bf16 --runs 3` about six minutes. With less than 24 GiB of memory say `--together 2`.
+The default set (DEFAULT in step_cases.py) takes over an hour on two cores, most of it TRL's;
+`--cases a-bf16 --runs 3` about four minutes. With less than 24 GiB of memory say `--together 2`.
 Prints tables and writes bench/results/against_trl.json and .svg (against_trl_cuda for `--device
-cuda`, against_trl_kept for `--allocator kept`).
+cuda`, against_trl_system_allocator for `--allocator system`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 import step_cases as catalogue
 import step_table as table
 import step_turns as turns
-from step_cases import OURS, PENCHANT
+from step_cases import OURS, PENCHANT, TRL_BEST, TRL_BEST_ONLINE
 from step_chart import chart
 from step_results import BENCH, Results, conditions, present_code
 from step_workload import draw_lengths, read_lengths
@@ -41,6 +41,8 @@ KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(
 up to twice as long where fresh pages are dear, as in a virtual machine, and vary by the hour."""
 ENOUGH = 0.9
 """Of the threads' cores: what a run must have had to be of use."""
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
+"""Pairs that TRL's best settings are tried with on an accelerator."""
 MOST_RUNS = 15
 """With as many retries, and five steps a run, what a process makes at most."""
 
@@ -84,7 +86,10 @@ def run_case(name: str, options: argparse.Namespace, results: Results) -> None:
             wanted = sitting + 1 if alone else options.runs
             if not any(lacks(results.runs(name, who), wanted) for who in group):
                 continue
-            starts = [partial(start, asked | {"contestant": who}, options) for who in group]
+            if asked["trl_micro_batch"] == "auto" and {TRL_BEST, TRL_BEST_ONLINE} & set(group):
+                tune(name, asked, options, results)
+            best = results.cases[name].get("tuned", {})
+            starts = [partial(start, asked | best | {"contestant": who}, options) for who in group]
             found = turns.sit(
                 starts,
                 1 if alone else options.runs,
@@ -97,6 +102,24 @@ def run_case(name: str, options: argparse.Namespace, results: Results) -> None:
             if said := results.start(name, conditions(asked)):
                 print(f"{name}: {said}")
             results.add(name, found)
+
+
+def tune(name: str, asked: dict[str, Any], options: argparse.Namespace, results: Results) -> None:
+    """Chooses the fastest of TRL's micro-batches by a step of each, once per case."""
+    if "tuned" in results.cases[name]:
+        return
+    num_pairs = len(asked["lengths"]) * catalogue.all_cases()[name].pairs_per_prompt
+    seconds: dict[int, float] = {}
+    for size in [size for size in MICRO_BATCHES if num_pairs % size == 0]:
+        tried = asked | {"contestant": TRL_BEST, "trl_micro_batch": size}
+        starts = [partial(start, tried, options)]
+        found = turns.sit(starts, 1, 1, 0, lambda _: True, lambda *_: None)
+        for run in found[TRL_BEST]["runs"]:  # none where memory ran out
+            seconds[size] = run["seconds"]
+            print(f"{name} {TRL_BEST}, {size} pairs a micro-batch: {run['seconds']:.3f} s")
+    fastest = min(seconds, key=seconds.__getitem__, default=1)
+    results.cases[name]["tuned"] = {"trl_micro_batch": fastest}
+    results.cases[name]["tuned_seconds"] = seconds
 
 
 def groups_of(name: str, options: argparse.Namespace) -> list[list[str]]:
@@ -223,14 +246,14 @@ def resolve(options: argparse.Namespace) -> None:
     if options.min_cores is None:
         options.min_cores = 0.0 if on_cuda else ENOUGH * options.threads
     if options.trl_micro_batch is None:
-        options.trl_micro_batch = 2 if on_cuda else 1
+        options.trl_micro_batch = "auto" if on_cuda else 1
     if options.gemm_size is None:
         options.gemm_size = 8192 if on_cuda else 4096
     if options.lengths is not None and options.tokenizer is None:
         options.tokenizer = options.lengths.parent / "tokenizer_gpt2"
     if options.results is None:
         ending = "_cuda" if on_cuda else ""
-        ending += "_kept" if options.allocator == "kept" else ""
+        ending += "_system_allocator" if options.allocator == "system" else ""
         options.results = BENCH / "results" / f"against_trl{ending}.json"
 
 
@@ -252,14 +275,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--lengths", type=Path, metavar="FILE", help="lengths of a data file's pairs")
     add("--tokenizer", type=Path, help="for --lengths (tokenizer_gpt2 beside the file)")
     add("--token-budget", type=int, help="of Penchant (what it takes by itself)")
-    add("--trl-micro-batch", type=int, help="pairs, TRL best (1; cuda: 2, try what is fastest)")
+    add(
+        "--trl-micro-batch",
+        type=lambda text: text if text == "auto" else int(text),
+        help="pairs of TRL's best settings, or auto: whatever is fastest (1; cuda: auto)",
+    )
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--model-size", choices=("1B", "8B"), default="1B", help="with --device cuda")
     add(
         "--allocator",
-        choices=("system", "kept"),
-        default="system",
-        help="what TRL's side does with freed memory: as it comes, or keeps it, as Penchant's",
+        choices=("kept", "system"),
+        default="kept",
+        help="what TRL's side does with freed memory: keeps it, as Penchant's, or as it comes",
     )
     add("--gemm-size", type=int, help="of the square products (4096; cuda: 8192)")
     add("--results", type=Path, metavar="FILE", help="JSON; the chart lies beside it")

@@ -106,10 +106,14 @@ class Case:
     target: Target = Target()
 
     @property
+    def pairs_per_prompt(self) -> int:
+        """Pairs of a prompt's responses."""
+        return self.responses // 2 if self.pairing == "disjoint" else self.responses - 1
+
+    @property
     def num_pairs(self) -> int:
         """Pairs of the batch."""
-        each = self.responses // 2 if self.pairing == "disjoint" else self.responses - 1
-        return self.prompts * each
+        return self.prompts * self.pairs_per_prompt
 
 
 def _long(length: int, target: Target | None = None) -> Case:

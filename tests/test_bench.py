@@ -98,6 +98,23 @@ def test_processes_take_turns(
     assert counts == {"penchant": (2, 2), "trl-best": (2, 2)}
 
 
+def test_the_fastest_micro_batch_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two pairs, so micro-batches of 1 and 2 are tried; what is chosen is what then runs."""
+    monkeypatch.setattr(step_results, "fingerprint", lambda paths: "the same")
+    path = tmp_path / "r.json"
+    command = ["--cases", "tiny-fp32", "--runs", "1", "--results", str(path), *SECONDS, *BOTH]
+    assert against_trl.main([*command, "--trl-micro-batch", "auto"]) == 0
+    case = json.loads(path.read_text())["cases"]["tiny-fp32"]
+    tried = case["tuned_seconds"]
+    assert sorted(tried) == ["1", "2"]
+    fastest = int(min(tried, key=tried.get))
+    assert case["tuned"] == {"trl_micro_batch": fastest}
+    assert case["contestants"]["trl-best"]["about"]["micro_batch_pairs"] == fastest
+    assert "pairs a micro-batch" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("asked", "groups"),
     [

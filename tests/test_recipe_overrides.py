@@ -52,6 +52,15 @@ def test_keys_below_a_plain_value_or_a_list_of_one() -> None:
     assert "list of 2" in error_of("data.train=[a, b]", "data.train.rows=5")
 
 
+def test_digits_are_text_where_only_text_is_allowed() -> None:
+    recipe = load("model=2024", "data=1e5", "model.revision=37288", "output_dir=007")
+    assert (recipe.model.path, recipe.data.train[0].path) == ("2024", "1e5")
+    assert (recipe.model.revision, recipe.output_dir) == ("37288", "007")
+    assert load("--model.revision", "true").model.revision == "true"
+    assert load("model.revision=none").model.revision is None
+    assert "given true, allowed: text" in error_of("--model.revision")
+
+
 def test_none_unsets_what_may_be_nothing() -> None:
     recipe = load("model.adapter.r=4", "model.adapter=none", "data.eval=none", "reference=none")
     assert (recipe.model.adapter, recipe.data.eval, recipe.reference) == (None, (), None)

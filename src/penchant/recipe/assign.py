@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from penchant.errors import RecipeError
@@ -20,10 +20,15 @@ OF_REWARDS = "bradley-terry"
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][\w.\-]*=", flags=re.ASCII)
 
 
-def parse_arguments(arguments: Sequence[str], known: Iterable[str]) -> tuple[list[Item], list[str]]:
+def parse_arguments(
+    arguments: Sequence[str], known: Iterable[str], texts: Collection[str] = ()
+) -> tuple[list[Item], list[str]]:
     """`key=value`, `--key=value`, `--key value` and `--flag` as keys with YAML values, in order.
 
     After `--key` comes its value, unless that is another option or sets a known key.
+
+    Args:
+        texts: keys that take nothing but text, so that `output_dir=2024` is one.
     Returns the keys with values, and the bare arguments.
     Raises RecipeError where a value is not YAML.
     """
@@ -32,10 +37,10 @@ def parse_arguments(arguments: Sequence[str], known: Iterable[str]) -> tuple[lis
         argument = left.pop(0)
         text = argument[2:] if argument.startswith("--") else argument
         if _ASSIGNMENT.match(text):
-            items.append(_item(*text.split("=", 1)))
+            items.append(_item(*text.split("=", 1), texts))
         elif text != argument and text:
             has_value = bool(left) and not _is_option(left[0], known)
-            items.append(_item(text, left.pop(0) if has_value else "true"))
+            items.append(_item(text, left.pop(0), texts) if has_value else _item(text, "true", ()))
         else:
             bare.append(argument)
     return items, bare
@@ -134,9 +139,11 @@ def _as_mapping(value: Any, path: str) -> dict[str, Any]:
     return {main: value}
 
 
-def _item(key: str, text: str) -> Item:
+def _item(key: str, text: str, texts: Collection[str]) -> Item:
     key = _checked_key(key.replace("-", "_"))
-    return key, read_yaml(text, key)
+    value = read_yaml(text, key)
+    is_number = isinstance(value, (bool, int, float)) and key in texts
+    return key, text.strip() if is_number else value
 
 
 def _checked_key(key: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -58,6 +58,18 @@ def keys_of(kind: type[Recipe]) -> dict[str, Key]:
     listed = list(_walk(kind, ""))
     listed.sort(key=lambda key: key.path == "output_dir")
     return {key.path: key for key in listed}
+
+
+def texts_of(keys: Mapping[str, Key]) -> set[str]:
+    """The keys that take nothing but text, by themselves or by what a plain value means there."""
+
+    def is_text(path: str) -> bool:
+        main = MAIN_FIELDS.get(path)
+        if main is not None and f"{path}.{main}" in keys:
+            return is_text(f"{path}.{main}")
+        return re.fullmatch(r"text( \([^)]*\))?( \| none)?", keys[path].allowed) is not None
+
+    return {path for path in keys if is_text(path)}
 
 
 def nearest(given: str, known: Iterable[str]) -> str | None:

@@ -20,7 +20,7 @@ from penchant.recipe.assign import (
     plain,
     unknown_key,
 )
-from penchant.recipe.keys import FREE_MAPPINGS, Key, keys_of
+from penchant.recipe.keys import FREE_MAPPINGS, Key, keys_of, texts_of
 from penchant.recipe.kinds import Recipe, recipe_class
 from penchant.recipe.text import read_yaml, write_yaml
 
@@ -101,7 +101,8 @@ def _from_arguments(
     """The recipe file that a command line names, and its keys with values."""
     if isinstance(arguments, str):
         raise RecipeError(f"overrides: given {_short(arguments)}, allowed: a mapping or a list")
-    items, bare = parse_arguments(arguments, [*keys_of(kind), *old_names()])
+    keys = keys_of(kind)
+    items, bare = parse_arguments(arguments, [*keys, *old_names()], texts_of(keys))
     given = None
     for argument in bare:
         if argument.startswith("-") or not argument:

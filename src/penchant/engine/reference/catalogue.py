@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ def prune(
         unused_since: also remove what was not used since [s since 1970].
         damaged: also remove what does not hold what was written.
         only: remove nothing but from these entries.
-        own: an entry of this process, of which the shards in use stay.
+        own: an entry of this process, of which the shards in use stay; after a run, that is, and
+            what could not be removed is said.
         dry_run: remove nothing.
     """
     everything = _folders(root)
@@ -137,6 +139,13 @@ def prune(
         for folder in free if not dry_run else ():
             if own is None or folder != own.folder:
                 _remove_empty(folder)
+    if own is not None and pruned.left:
+        path, why = pruned.left[0]
+        print(
+            f"note: {len(pruned.left):,} shards of stored references could not be removed, such as "
+            f"{path} ({why})",
+            file=sys.stderr,
+        )
     return pruned
 
 
