@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
         for name in [] if options.report else options.cases:
             run_case(name, options, results)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with this case")
+        print("\nstopped; the same command, without --fresh, goes on with this case")
         return 130
     if not results.cases:
         print(f"{options.results.name} holds no results; leave --report out to measure")
@@ -98,9 +98,9 @@ def run_case(name: str, options: argparse.Namespace, results: Results) -> None:
                 partial(is_usable, options=options),
                 partial(tell, name),
             )
-            # Who edits the code meanwhile must not get a mixture of both.
-            if said := results.start(name, conditions(asked)):
-                print(f"{name}: {said}")
+            if results.cases[name]["conditions"] != conditions(asked):
+                print(f"{name}: the code changed meanwhile, so this sitting does not count")
+                return
             results.add(name, found)
 
 
@@ -163,7 +163,8 @@ def is_usable(run: dict[str, Any], options: argparse.Namespace) -> bool:
 
 def lacks(one: dict[str, Any], runs: int) -> bool:
     """Whether a contestant that can run has too few usable runs."""
-    return "left_out" not in one and "failed" not in one and len(one["runs"]) < runs
+    has_all = len(one["runs"]) >= runs and "about" in one
+    return "left_out" not in one and "failed" not in one and not has_all
 
 
 def tell(case: str, who: str, said: dict[str, Any]) -> None:
@@ -202,11 +203,12 @@ def job(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "token_budget": options.token_budget,
         "trl_micro_batch": options.trl_micro_batch,
         "allocator": options.allocator,
+        "min_cores": options.min_cores,
     }
 
 
 def print_cases(options: argparse.Namespace) -> None:
-    """Names, sizes and targets."""
+    """Names, batches and contestants."""
     for name, case in catalogue.all_cases().items():
         chosen = "*" if name in options.cases else " "
         adapter = f" LoRA r={case.lora}" if case.lora else ""
@@ -232,9 +234,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         options.cases = on_cuda if options.device == "cuda" else everything
     if unknown := [name for name in options.cases if name not in known]:
         parser.error(f"no case named {', '.join(unknown)}; --list shows those there are")
-    if not 1 <= options.runs <= MOST_RUNS:
-        parser.error(f"--runs {options.runs}: from 1 to {MOST_RUNS}")
+    if options.fresh and options.report:
+        parser.error("--fresh begins again and --report measures nothing; give one of them")
     resolve(options)
+    for name, least, most in (
+        ("runs", 1, MOST_RUNS),
+        ("retries", 0, MOST_RUNS),
+        ("together", 1, 9),
+    ):
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            parser.error(f"--{name} {value}: from {least} to {most}")
     return options
 
 
@@ -242,7 +252,7 @@ def resolve(options: argparse.Namespace) -> None:
     """What follows from other options where it was not given."""
     on_cuda = options.device == "cuda"
     if options.retries is None:
-        options.retries = min(options.runs, MOST_RUNS)
+        options.retries = options.runs
     if options.min_cores is None:
         options.min_cores = 0.0 if on_cuda else ENOUGH * options.threads
     if options.trl_micro_batch is None:
@@ -291,7 +301,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--gemm-size", type=int, help="of the square products (4096; cuda: 8192)")
     add("--results", type=Path, metavar="FILE", help="JSON; the chart lies beside it")
     add("--fresh", action="store_true", help="starts again instead of going on")
-    add("--together", type=int, help="processes that live at once (5, less for large models)")
+    add("--together", type=int, help="processes that live at once (5 or less; cuda: 1)")
     add("--report", action="store_true", help="measures nothing; prints what is there")
     add("--list", action="store_true", help="shows the cases (* those that would run)")
 

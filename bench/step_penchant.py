@@ -33,6 +33,8 @@ class Parts:
     optimizer: torch.optim.Optimizer
     reference: Callable[[], ReferenceStore]
     """Computes the reference of the batch."""
+    engines: tuple[engine.Engine, ...]
+    """Those that live."""
 
 
 def make(job: Job) -> Parts:
@@ -67,7 +69,8 @@ def make(job: Job) -> Parts:
     step = Step(prepared, objectives.load("dpo", beta=BETA), store, budget)
     optimizer = build_optimizer(policy, "adamw", learning_rate=LEARNING_RATE, weight_decay=0.0)
     policy.train()
-    return Parts(step, policy, optimizer, reference_of_batch)
+    engines = (prepared, known) if online else (prepared,)
+    return Parts(step, policy, optimizer, reference_of_batch, engines)
 
 
 def train(job: Job, watch: Watch) -> dict[str, Any]:
@@ -83,7 +86,8 @@ def train(job: Job, watch: Watch) -> dict[str, Any]:
     while not watch.done:
         watch.begin()
         watch.end(*update())
-    parts.step.engine.release()
+    for one in parts.engines:
+        one.release()
     return watch.record() | about(parts.step.engine) | {"token_budget": parts.step.token_budget}
 
 

@@ -102,11 +102,14 @@ class Results:
 
     def add(self, name: str, sitting: dict[str, dict[str, Any]]) -> None:
         """Keeps what a sitting gave, beside what earlier ones gave."""
+        number = self.cases[name]["sittings"] = self.cases[name].get("sittings", 0) + 1
         for who, found in sitting.items():
             place = self.runs(name, who)
             for key, value in found.items():
-                place[key] = place[key] + value if key in ("runs", "discarded") else value
-            place["sittings"] = place.get("sittings", 0) + 1
+                if key in ("runs", "discarded"):
+                    place[key] += [run | {"sitting": number} for run in value]
+                else:
+                    place[key] = value
         self.cases[name]["summary"] = summarise(self.cases[name]["contestants"])
         self.save()
 
@@ -122,7 +125,7 @@ class Results:
 def summarise(contestants: dict[str, Any]) -> dict[str, Any]:
     """Medians over the usable runs of each contestant, and what Penchant's are to TRL's.
 
-    The machine's rate is the median of those that all processes of the case measured.
+    The machine's rate is the median of those that the contestants' processes measured.
     """
     usable = {who: one for who, one in contestants.items() if one["runs"] and "about" in one}
     if not usable:
@@ -135,7 +138,7 @@ def summarise(contestants: dict[str, Any]) -> dict[str, Any]:
             "discarded_runs": len(one["discarded"]),
         }
     if PENCHANT in usable:
-        found |= _ratios(found["contestants"])
+        found |= _ratios(found["contestants"], {who: one["runs"] for who, one in usable.items()})
     return found
 
 
@@ -155,7 +158,7 @@ def _medians(runs: list[dict[str, Any]], about: dict[str, Any], peak: float) -> 
     }
 
 
-def _ratios(found: dict[str, Any]) -> dict[str, Any]:
+def _ratios(found: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Times faster and times less memory than each other side; how far losses are apart.
 
     The reference known is held against all; the reference in the step against those that compute
@@ -166,8 +169,9 @@ def _ratios(found: dict[str, Any]) -> dict[str, Any]:
         for who, one in found.items():
             if ours not in found or who in OURS or (ours == PENCHANT_ONLINE and who == TRL_BEST):
                 continue
+            faster = _faster(runs[ours], runs[who])
+            ratios["times_faster"].setdefault(ours, {})[who] = faster
             mine = found[ours]
-            ratios["times_faster"].setdefault(ours, {})[who] = one["seconds"] / mine["seconds"]
             if one["memory_bytes"] and mine["memory_bytes"]:
                 less = one["memory_bytes"] / mine["memory_bytes"]
                 ratios["times_less_memory"].setdefault(ours, {})[who] = less
@@ -178,3 +182,14 @@ def _ratios(found: dict[str, Any]) -> dict[str, Any]:
                 key: abs(one[key] - mine[key]) / abs(one[key]) for key in ("loss", "grad_norm")
             }
     return ratios
+
+
+def _faster(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:
+    """Of medians: of the sittings that both were in, or of all where there was none."""
+    sittings = [{run.get("sitting") for run in runs} for runs in (ours, theirs)]
+    both = sittings[0] & sittings[1]
+    middle = [
+        statistics.median(run["seconds"] for run in runs if not both or run.get("sitting") in both)
+        for runs in (theirs, ours)
+    ]
+    return middle[0] / middle[1]

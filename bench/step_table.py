@@ -62,6 +62,8 @@ def details(name: str, case: Case, entry: dict[str, Any]) -> str:
             reason = one.get("left_out") or one.get("failed") or "no usable run"
             rows.append([who, reason[:80]])
     notes = [f"  {who}: {CONTESTANTS[who]}" for who in entry["contestants"]]
+    if "tuned" in entry:
+        notes.append(f"  {TRL_BEST}: {entry['tuned']['trl_micro_batch']} pairs was the fastest")
     return "\n".join([*lines, aligned(rows), *notes, *_first_epoch(summary)])
 
 
@@ -139,7 +141,8 @@ def disagreements(cases: dict[str, Any]) -> list[str]:
 
 
 def _agrees(name: str, apart: dict[str, float]) -> bool:
-    return max(apart.values()) <= ALLOWED_DIFFERENCE[all_cases()[name].dtype]
+    # Not their maximum: a NaN would get lost in it.
+    return all(one <= ALLOWED_DIFFERENCE[all_cases()[name].dtype] for one in apart.values())
 
 
 def _difference(name: str, summary: dict[str, Any]) -> str:
@@ -147,9 +150,9 @@ def _difference(name: str, summary: dict[str, Any]) -> str:
     found = summary["difference"].values()
     if not found:
         return "not measured"
-    furthest = {key: max(one[key] for one in found) for key in ("loss", "grad_norm")}
-    text = f"{furthest['loss']:.1e}, {furthest['grad_norm']:.1e}"
-    return text + ("" if _agrees(name, furthest) else " DIFFERS")
+    loss, norm = (max(one[key] for one in found) for key in ("loss", "grad_norm"))
+    agree = all(_agrees(name, one) for one in found)
+    return f"{loss:.1e}, {norm:.1e}" + ("" if agree else " DIFFERS")
 
 
 def aligned(rows: list[list[str]]) -> str:

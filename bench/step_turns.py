@@ -90,8 +90,9 @@ class Contestant:
                 record = said["record"]
                 self.ended = record if "left_out" in record else {"record": record}
         if not self.ended:
-            lines = self._errors.read_text().strip().splitlines()
-            self.ended = {"failed": lines[-1][:300] if lines else f"exit {self._process.wait()}"}
+            code = self._process.wait()
+            lines = self._errors.read_text().strip().splitlines() if code > 0 else []
+            self.ended = {"failed": lines[-1][:300] if lines else f"exit code {code}"}
         return {}
 
 

@@ -58,7 +58,10 @@ class Watch:
         """A step starts now."""
         assert not self.done, "a step begins that nobody asked for"
         self._is_my_turn = False
-        if len(self.wall) == 1:
+        if (
+            len(self.wall) == 1
+        ):  # its fresh pages take time: one of several runs whose median counts
+            give_back(self.device)
             reset_peak(self.device)
         synchronise(self.device)
         self._started = (time.perf_counter(), time.process_time())
@@ -97,7 +100,6 @@ def reset_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
-        _trim()
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -108,18 +110,15 @@ def peak_bytes(device: str) -> int | None:
 
 def resting_bytes(device: str) -> int | None:
     """Memory now, after giving back what is not in use."""
+    give_back(device)
+    return torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
+
+
+def give_back(device: str) -> None:
+    """Gives what is unused back to the system, so that what is kept is not taken for a need."""
     gc.collect()
-    if device == "cuda":
-        return torch.cuda.memory_allocated()
-    if sys.platform == "linux":
-        _trim()
-    return _status("VmRSS")
-
-
-def _trim() -> None:
-    """Has the C library give freed memory back, where it can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None and device == "cpu":
         trim(0)
 
 
