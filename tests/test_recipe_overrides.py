@@ -58,7 +58,7 @@ def test_digits_are_text_where_only_text_is_allowed() -> None:
     assert (recipe.model.revision, recipe.output_dir) == ("37288", "007")
     assert load("--model.revision", "true").model.revision == "true"
     assert load("model.revision=none").model.revision is None
-    assert "given true, allowed: text" in error_of("--model.revision")
+    assert "given True, allowed: text" in error_of("--model.revision")
 
 
 def test_none_unsets_what_may_be_nothing() -> None:
