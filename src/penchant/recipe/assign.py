@@ -37,7 +37,8 @@ def parse_arguments(
         argument = left.pop(0)
         text = argument[2:] if argument.startswith("--") else argument
         if _ASSIGNMENT.match(text):
-            items.append(_item(*text.split("=", 1), texts))
+            name, value = text.split("=", 1)
+            items.append(_item(name, value, texts))
         elif text != argument and text:
             has_value = bool(left) and not _is_option(left[0], known)
             items.append(_item(text, left.pop(0), texts) if has_value else _item(text, "true", ()))
