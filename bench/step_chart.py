@@ -66,7 +66,8 @@ def chart(cases: dict[str, Any]) -> Markup:
         parts.append(tag("text", _heading(name, known[name], count), x=8, y=top, class_="case"))
         top += HEADING - BAR
         for who in [who for who in NAMES if who in sides]:
-            parts += _bar(who, sides, scale, top)
+            faster = cases[name]["summary"]["times_faster"][PENCHANT].get(who)
+            parts += _bar(who, sides, faster, scale, top)
             top += STEP
         top += GAP + BAR
     return tag(
@@ -90,15 +91,21 @@ def _relative(shown: dict[str, Any]) -> list[dict[str, float]]:
     ]
 
 
-def _bar(who: str, sides: dict[str, Any], scale: Scale, top: float) -> list[Markup]:
-    """A side's name, its bar, and what it stands for."""
+def _bar(
+    who: str, sides: dict[str, Any], faster: float | None, scale: Scale, top: float
+) -> list[Markup]:
+    """A side's name, its bar, and what it stands for.
+
+    Args:
+        faster: how many times faster Penchant is, of the sittings that both were in.
+    """
     one = sides[who]
     end = scale(one["seconds"] / sides[TRL_BEST]["seconds"])
     text = f"{one['seconds']:.3g} s"
     if one["memory_bytes"]:
         text += f", {one['memory_bytes'] / 2**30:.1f} GiB"
-    if who != PENCHANT:
-        text += f"  ({one['seconds'] / sides[PENCHANT]['seconds']:.1f}x)"
+    if faster is not None:
+        text += f"  ({faster:.1f}x)"
     name_class = "case" if who == PENCHANT else None
     return [
         tag("text", NAMES[who], x=LEFT - 8, y=top + 11, text_anchor="end", class_=name_class),
