@@ -131,8 +131,7 @@ def groups_of(name: str, options: argparse.Namespace) -> list[list[str]]:
     asked = list(options.contestants or case.contestants)
     most = options.together or (1 if options.device == "cuda" else case.together)
     if most == 1 or len(asked) <= most or PENCHANT not in asked:
-        size = max(1, most)
-        return [asked[first : first + size] for first in range(0, len(asked), size)]
+        return [asked[first : first + most] for first in range(0, len(asked), most)]
     others = [who for who in asked if who != PENCHANT]
     return [[PENCHANT, *others[i : i + most - 1]] for i in range(0, len(others), most - 1)]
 

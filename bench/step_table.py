@@ -46,7 +46,7 @@ def details(name: str, case: Case, entry: dict[str, Any]) -> str:
     tokens = sum(prompt + sum(responses) for prompt, responses in lengths)
     size = SIZES[case.size]
     adapter = f", LoRA r={case.lora}" if case.lora else ""
-    pairs = len(lengths) * (case.num_pairs // case.prompts)
+    pairs = len(lengths) * case.pairs_per_prompt
     lines = [
         f"{name}: body {size.body / 1e6:.0f}M, vocabulary {size.vocabulary:,}, {case.dtype}"
         f"{adapter}; {len(lengths)} prompts x {case.responses} responses, {pairs} pairs, "

@@ -45,14 +45,24 @@ def sat(*seconds: float, memory: int = 2**20, discarded: int = 0, loss: float = 
     return {"runs": runs, "discarded": runs[:discarded], "about": about}
 
 
-def test_it_measures_resumes_and_reports(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Really against TRL: same loss and gradient, figures of both, and nothing measured twice."""
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where `command` writes its results."""
+    return tmp_path / "results.json"
+
+
+@pytest.fixture
+def command(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A run of both sides at a size of seconds."""
     # Whoever edits the code while this runs begins the case again, which is meant.
     monkeypatch.setattr(step_results, "fingerprint", lambda paths: "the same")
-    path = tmp_path / "results.json"
-    command = ["--cases", "tiny-fp32", "--runs", "1", "--results", str(path), *SECONDS, *BOTH]
+    return ["--cases", "tiny-fp32", "--runs", "1", "--results", str(path), *SECONDS, *BOTH]
+
+
+def test_it_measures_resumes_and_reports(
+    path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Really against TRL: same loss and gradient, figures of both, and nothing measured twice."""
     assert against_trl.main(command) == 0
     first = json.loads(path.read_text())["cases"]["tiny-fp32"]
     runs = {who: one["runs"] for who, one in first["contestants"].items()}
@@ -81,19 +91,15 @@ def test_it_measures_resumes_and_reports(
 
 
 def test_processes_take_turns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two rounds of both, each from one process; then two processes each, one at a time."""
-    monkeypatch.setattr(step_results, "fingerprint", lambda paths: "the same")
-    command = ["--cases", "tiny-fp32", "--runs", "2", *SECONDS, *BOTH]
-    assert against_trl.main([*command, "--results", str(tmp_path / "a.json")]) == 0
+    assert against_trl.main([*command, "--runs", "2"]) == 0
     told = [line.split()[1] for line in capsys.readouterr().out.splitlines() if " cores" in line]
     assert [name for name in told if name.endswith(":")] == ["penchant:", "trl-best:"] * 2
 
-    assert (
-        against_trl.main([*command, "--together", "1", "--results", str(tmp_path / "b.json")]) == 0
-    )
-    case = json.loads((tmp_path / "b.json").read_text())["cases"]["tiny-fp32"]
+    assert against_trl.main([*command, "--runs", "2", "--together", "1", "--fresh"]) == 0
+    case = json.loads(path.read_text())["cases"]["tiny-fp32"]
     sittings = {
         who: [run["sitting"] for run in one["runs"]] for who, one in case["contestants"].items()
     }
@@ -101,12 +107,9 @@ def test_processes_take_turns(
 
 
 def test_the_fastest_micro_batch_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two pairs, so micro-batches of 1 and 2 are tried; what is chosen is what then runs."""
-    monkeypatch.setattr(step_results, "fingerprint", lambda paths: "the same")
-    path = tmp_path / "r.json"
-    command = ["--cases", "tiny-fp32", "--runs", "1", "--results", str(path), *SECONDS, *BOTH]
     assert against_trl.main([*command, "--trl-micro-batch", "auto"]) == 0
     case = json.loads(path.read_text())["cases"]["tiny-fp32"]
     tried = case["tuned_seconds"]
@@ -135,7 +138,10 @@ def test_penchant_sits_with_every_group(asked: list[str], groups: list[list[str]
 
 
 def test_a_failing_contestant_is_said_and_the_others_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    path: Path,
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     real = against_trl.job
 
@@ -143,9 +149,7 @@ def test_a_failing_contestant_is_said_and_the_others_go_on(
         return real(name, options) | {"token_budget": -1}
 
     monkeypatch.setattr(against_trl, "job", no_such_layout)
-    path = tmp_path / "results.json"
-    command = ["--cases", "tiny-fp32", "--runs", "1", "--results", str(path), *SECONDS]
-    assert against_trl.main([*command, *BOTH]) == 0
+    assert against_trl.main(command) == 0
     assert "failed: ValueError: token_budget is -1" in capsys.readouterr().out
     contestants = json.loads(path.read_text())["cases"]["tiny-fp32"]["contestants"]
     assert len(contestants["trl-best"]["runs"]) == 1
@@ -161,11 +165,9 @@ def test_a_contestant_that_is_killed_has_failed(capsys: pytest.CaptureFixture[st
         assert one.stop() == {"failed": "exit code -9"}
 
 
-def test_what_is_discarded_is_repeated_so_often_and_no_more(tmp_path: Path) -> None:
-    path = tmp_path / "r.json"
-    few = ["--runs", "1", "--retries", "2", "--contestants", "penchant", "--results", str(path)]
-    command = ["--cases", "tiny-fp32", *few, *SECONDS, "--min-cores", "99"]
-    assert against_trl.main(command) == 0
+def test_what_is_discarded_is_repeated_so_often_and_no_more(path: Path, command: list[str]) -> None:
+    alone = ["--contestants", "penchant", "--retries", "2", "--min-cores", "99"]
+    assert against_trl.main([*command, *alone]) == 0
     place = json.loads(path.read_text())["cases"]["tiny-fp32"]["contestants"]["penchant"]
     assert (len(place["runs"]), len(place["discarded"])) == (0, 3)
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import penchant
 from penchant import engine
 from penchant.errors import DataError, OutOfMemoryError
 from penchant.models import load
 from penchant.models.save import save_model
-from tests.commands.world import pair, recipe, write_rows, write_world
+from tests.commands.world import one_bit, pair, recipe, write_rows, write_world
 from tests.tiny import tiny_tokenizer, vivid_model
 
 ROWS = 12
@@ -158,21 +157,13 @@ def test_other_responses_of_a_prompt_make_another_row(world: Path) -> None:
     assert evaluate(world, "three", **own, data__pairing="best-vs-worst") == (0, 4)
 
 
-def change_weights(world: Path) -> None:
-    path = world / "model" / "model.safetensors"
-    weights = load_file(path)
-    row = weights["model.embed_tokens.weight"][100]
-    row[5] = torch.nextafter(row[5], torch.tensor(1.0))
-    save_file(weights, path, {"format": "pt"})
-
-
 def test_another_reference_or_dtype_computes_anew(world: Path) -> None:
     save_model(vivid_model(), tiny_tokenizer(), world / "other")
     assert evaluate(world, "one") == (ROWS, 0)
     assert evaluate(world, "bfloat16", reference__dtype="bfloat16") == (ROWS, 0)
     assert evaluate(world, "other-out", reference__path=str(world / "other")) == (ROWS, 0)
     assert evaluate(world, "another-policy", model=str(world / "other")) == (0, ROWS)
-    change_weights(world)
+    one_bit(world)
     assert evaluate(world, "changed") == (ROWS, 0)
     values = {
         out: [row["reference_chosen"] for row in pairs_of(world, out)]

@@ -7,6 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from penchant.models.save import save_model
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -71,3 +74,12 @@ def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
         "training.device": "cpu",
         "output_dir": str(folder / "run"),
     } | {key.replace("__", "."): value for key, value in changes.items()}
+
+
+def one_bit(world: Path) -> None:
+    """Changes one weight of the world's model by the least that there is."""
+    path = world / "model" / "model.safetensors"
+    weights = load_file(path)
+    row = weights["model.embed_tokens.weight"][100]  # none that the store samples in memory
+    row[5] = torch.nextafter(row[5], torch.tensor(1.0))
+    save_file(weights, path, {"format": "pt"})

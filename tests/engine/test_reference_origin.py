@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from penchant import engine
 from penchant.engine.reference import software
@@ -20,6 +19,7 @@ from penchant.engine.reference.origin import Origin, name_of, settings_of
 from penchant.models.adapters import add_lora
 from penchant.models.load import load_causal_lm
 from penchant.models.save import save_model
+from tests.commands.world import one_bit
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -82,27 +82,13 @@ def nudge(model: Any) -> Any:
     return model
 
 
-def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path, {"format": "pt"})
-
-
-def one_weight(world: Path) -> None:
-    def change(weights: dict[str, torch.Tensor]) -> None:
-        row = weights["model.embed_tokens.weight"][100]  # none of those that are sampled in memory
-        row[5] = torch.nextafter(row[5], torch.tensor(1.0))
-
-    rewrite(world / "model" / "model.safetensors", change)
-
-
 def set_config(world: Path, **values: Any) -> None:
     path = world / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 FILES: dict[str, Callable[[Path], None]] = {
-    "one weight by its last bit": one_weight,
+    "one weight by its last bit": one_bit,
     "a setting of the config": lambda world: set_config(world, rms_norm_eps=1e-5),
     "the positions": lambda world: set_config(
         world, rope_parameters={"rope_type": "default", "rope_theta": 5000.0}
@@ -334,7 +320,7 @@ def test_an_adapter_counts_with_its_settings_and_its_base(world: Path) -> None:
     config = world / "adapter" / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 4', '"lora_alpha": 8'))
     names.append(name(world, "adapter"))
-    one_weight(world)
+    one_bit(world)
     names.append(name(world, "adapter"))
     assert len(set(names)) == 3
 
@@ -344,7 +330,7 @@ def test_files_that_change_while_they_are_read_have_no_name(world: Path) -> None
 
     def slow(path: str) -> Any:
         model = load_causal_lm(path)
-        one_weight(world)
+        one_bit(world)
         return model
 
     with pytest.raises(OSError, match="changed while it was read"):

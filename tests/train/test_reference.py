@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_forward_pre_hook
 from typer.testing import CliRunner
 
@@ -25,7 +25,7 @@ from penchant import cli
 from penchant.engine.reference_store import ReferenceStore
 from penchant.errors import RecipeError
 from penchant.train import reference
-from tests.commands.world import pair, read_metrics, recipe, write_rows, write_world
+from tests.commands.world import one_bit, pair, read_metrics, recipe, write_rows, write_world
 from tests.train import processes
 
 ROWS = 24
@@ -113,14 +113,6 @@ def test_a_second_run_makes_no_reference_forward_pass(
         first = read_metrics(world / run)[0]
         assert first["eval_rewards/margins"] == pytest.approx(0, abs=1e-6)
     assert read_metrics(world / "three")[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
-
-
-def one_bit(world: Path) -> None:
-    path = world / "model" / "model.safetensors"
-    weights = load_file(path)
-    row = weights["model.embed_tokens.weight"][100]
-    row[5] = torch.nextafter(row[5], torch.tensor(1.0))
-    save_file(weights, path, {"format": "pt"})
 
 
 def one_row(world: Path) -> None:
